@@ -1,0 +1,1 @@
+"""Deciding: the linear program, the search, bounds, plans, reports and the command line."""

@@ -1,0 +1,337 @@
+"""The placement program: a linear program that finds the block and the placement for one group size.
+
+Time per sequence is linear-fractional in the block size. With ``tau = 1 / block`` and weight fractions scaled
+by tau, everything is linear, so one program finds the best block and the best placement together (the
+Charnes-Cooper transformation; docs/cost-model.md, section "The placement program"). With the block fixed the
+same rows are exact for every buffer; with the block open the few terms that multiply a cache fraction by tau
+are dropped, which leaves a relaxation.
+
+Rows are named in the words that the report prints. Rates are scaled so that coefficients are near 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pulp
+
+from simulator.cost import Rates
+from simulator.demand import Demand, period_demand, resource_limits
+from simulator.hardware import LANES, TIERS, HardwareProfile
+from simulator.memory import Batch, MemoryItem, memory_items
+from simulator.model import ModelSpec
+from simulator.operations import Shape
+from simulator.passes import period_positions
+from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
+from simulator.runtime import Runtime
+from simulator.units import GB
+from simulator.workload import Workload
+
+_WEIGHTS = slice(1, 4)
+_CACHE = slice(4, 9)
+_ACTIVATIONS = slice(9, 12)
+_MAX_BLOCK = 65536.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is given: machine, model, workload, engine, and the limits that a plan must keep."""
+
+    hardware: HardwareProfile
+    model: ModelSpec
+    workload: Workload
+    runtime: Runtime
+    max_latency: float | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Choices outside the program. A range of group sizes makes the program a relaxation over all of them.
+
+    ``pins`` fix placement variables by name, or the share of attention on the CPU (``cpu_attention``).
+    """
+
+    gpu_batch: int
+    stagger: int | None = None
+    shape: Shape = Shape()
+    pinned: bool = True
+    prefetch: int = 1
+    prompt_batch: int | None = None
+    smallest_batch: int | None = None
+    pins: tuple[tuple[str, float], ...] = ()
+
+    def prompts_together(self, prompt_len: int) -> int:
+        """Give the sub-batch of the prompt pass: as pinned, or the smallest that keeps kernels efficient."""
+        return self.prompt_batch or prompt_batch(self.gpu_batch, prompt_len)
+
+
+def prompt_batch(gpu_batch: int, prompt_len: int, tokens: int = 4096) -> int:
+    """Choose the smallest divisor of the group size whose prompts make at least ``tokens`` tokens.
+
+    >>> prompt_batch(32, 512), prompt_batch(6, 100), prompt_batch(8, 100_000)
+    (8, 6, 1)
+    """
+    divisors = [size for size in range(1, gpu_batch + 1) if gpu_batch % size == 0]
+    return next((size for size in divisors if size * prompt_len >= tokens), gpu_batch)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An optimum of the program.
+
+    Attributes:
+        seconds: time of a period per sequence in flight. [s]
+        block: sequences in flight, 1 / tau.
+        placement: value of every placement variable.
+        throughput: generated tokens per second under perfect overlap.
+        duals: d(seconds) / d(right-hand side) of every row, by name.
+    """
+
+    seconds: float
+    block: float
+    placement: FloatArray
+    throughput: float
+    duals: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """``sum(terms) <= sum(other)``, as one list of coefficients of variables, ``<= constant``."""
+
+    name: str
+    terms: dict[str, float]
+    constant: float = 0.0
+    equal: bool = False
+
+
+@dataclass
+class Program:
+    """The rows of one program. ``block`` of None leaves the block open."""
+
+    problem: Problem
+    outer: Outer
+    block: int | None = None
+    rows: list[_Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Read work and memory off the schedule's forms and write the rows."""
+        workload, outer = self.problem.workload, self.outer
+        self.rates = Rates(self.problem.hardware, self.problem.model.dtype, outer.pinned)
+        self.cohorts = cohorts_in_flight(outer.stagger, workload.gen_len)
+        self.phases = period_demand(
+            self.problem.model,
+            outer.shape,
+            self.problem.runtime,
+            workload,
+            self.rates,
+            gpu_batch=outer.gpu_batch,
+            prompt_batch=outer.prompts_together(workload.prompt_len),
+            stagger=outer.stagger,
+            prefetch=outer.prefetch,
+        )
+        define_placement(self)
+        define_demand(self)
+        define_memory(self)
+        define_limits(self)
+        define_pins(self)
+
+    @property
+    def variables(self) -> list[str]:
+        """Name the variables: tau, times per sequence, weight fractions times tau, the other fractions."""
+        return ["tau", "admission", "others", *PLACEMENT[1:]]
+
+    def scaled(self, per_pass: FloatArray, per_sequence: FloatArray) -> dict[str, float]:
+        """Write ``(per_pass(x) + block * per_sequence(x)) / block`` in the program's variables.
+
+        Weight variables stand for fraction x tau. Terms that need a product of two variables (a cache
+        fraction x tau, a weight fraction without tau) are exact when the block is fixed, else dropped.
+        """
+        terms = dict(zip(PLACEMENT[1:], np.zeros(len(PLACEMENT) - 1), strict=True))
+        terms["tau"] = float(per_pass[0])
+        for index, name in enumerate(PLACEMENT):
+            if index == 0:
+                continue
+            is_weight = index < _WEIGHTS.stop
+            terms[name] += float(per_pass[index] if is_weight else per_sequence[index])
+            if self.block is not None:
+                mixed = per_sequence[index] * self.block if is_weight else per_pass[index] / self.block
+                terms[name] += float(mixed)
+        return {name: value for name, value in terms.items() if value}
+
+    def add(
+        self, name: str, terms: dict[str, float], constant: float = 0.0, *, equal: bool = False, scale: float = 1.0
+    ) -> None:
+        """Add a row ``scale * terms <= scale * constant``."""
+        scaled = {variable: value * scale for variable, value in terms.items()}
+        self.rows.append(_Row(name, scaled, constant * scale, equal))
+
+    def solve(self, *, traffic: float | None = None, small: float | None = None) -> Solution | None:
+        """Solve the program; None if no placement fits.
+
+        Args:
+            traffic: with a time per sequence, find instead the placement of least traffic that keeps it.
+            small: with a time per sequence, find instead the smallest block that keeps it.
+        """
+        program = pulp.LpProblem("placement", pulp.LpMinimize)
+        variables = {name: program.add_variable(name, lowBound=0) for name in self.variables}
+        time = variables["admission"] + variables["others"]
+        if small is not None:
+            program.setObjective(-1.0 * variables["tau"])
+        elif traffic is not None:
+            costs = self._traffic()
+            program.setObjective(pulp.lpSum(cost * variables[name] for name, cost in costs.items()))
+        else:
+            program.setObjective(time)
+        kept = traffic if traffic is not None else small
+        if kept is not None:
+            program.addConstraint(time <= kept, "time per sequence")
+        for number, row in enumerate(self.rows):
+            sense = pulp.LpConstraintEQ if row.equal else pulp.LpConstraintLE
+            terms = pulp.LpAffineExpression([(variables[name], value) for name, value in row.terms.items()])
+            program.addConstraint(pulp.LpConstraint(terms, sense, f"row{number}", row.constant))
+        status = program.solve(pulp.HiGHS(msg=False, threads=1))
+        if pulp.LpStatus[status] != "Optimal":
+            return None
+        return self._solution(program, variables)
+
+    def _solution(self, program: pulp.LpProblem, variables: dict[str, pulp.LpVariable]) -> Solution:
+        value = {name: float(variable.value() or 0.0) for name, variable in variables.items()}
+        tau = value["tau"]
+        placement = np.array([1.0] + [max(0.0, value[name]) for name in PLACEMENT[1:]])
+        placement[_WEIGHTS] /= tau
+        for part in (_WEIGHTS, _CACHE, _ACTIVATIONS):
+            placement[part] /= placement[part].sum()
+        seconds = value["admission"] + value["others"]
+        duals = {
+            row.name: float(program.constraints[f"row{number}"].pi or 0.0)
+            for number, row in enumerate(self.rows)
+        }
+        return Solution(
+            seconds=seconds,
+            block=1.0 / tau,
+            placement=placement,
+            throughput=self.problem.workload.gen_len / (self.cohorts * seconds),
+            duals=duals,
+        )
+
+    def _traffic(self) -> dict[str, float]:
+        """Seconds on all lanes together, as the tie-break between equally fast placements."""
+        total: dict[str, float] = {}
+        for phase in self.phases:
+            per_pass = phase.per_pass[: len(LANES)].sum(axis=0)
+            per_sequence = phase.per_sequence[: len(LANES)].sum(axis=0)
+            for name, value in self.scaled(per_pass, per_sequence).items():
+                total[name] = total.get(name, 0.0) + value
+        # Among placements of equal traffic, the nearer tier is simpler to run.
+        for weight, name in enumerate(("activations_gpu", "activations_cpu", "activations_disk")):
+            total[name] = total.get(name, 0.0) + 1e-9 * weight
+        return total
+
+
+def define_placement(program: Program) -> None:
+    """Every class of tensors lies somewhere: ``wg + wc + wd = tau``, ``sum of cache = 1``, ``sum of h = 1``.
+
+    Weight variables are fractions times tau; so is the fixed block, as ``tau = 1 / block``.
+    """
+    program.add("weights placed", dict.fromkeys(PLACEMENT[_WEIGHTS], 1.0) | {"tau": -1.0}, equal=True)
+    program.add("cache placed", dict.fromkeys(PLACEMENT[_CACHE], 1.0), 1.0, equal=True)
+    program.add("activations placed", dict.fromkeys(PLACEMENT[_ACTIVATIONS], 1.0), 1.0, equal=True)
+    if program.block is not None:
+        program.add("block", {"tau": 1.0}, 1.0 / program.block, equal=True)
+    else:
+        smallest = program.outer.smallest_batch or program.outer.gpu_batch
+        program.add("block at least one group", {"tau": 1.0}, 1.0 / (smallest * program.cohorts))
+        waiting = program.problem.workload.num_prompts or _MAX_BLOCK
+        program.add("block at most the queue", {"tau": -1.0}, -1.0 / max(waiting, smallest * program.cohorts))
+
+
+def define_demand(program: Program) -> None:
+    """Time covers every lane and capacity: ``demand_r(x) - carry_r(x) <= limit_r * T_phase``, and in all.
+
+    Demand is divided by the block. Carry is what buffers let a lane do before or after the phase; over the
+    whole period nothing is carried: ``sum of demand_r <= limit_r * (T_admission + T_others)``.
+    """
+    limits = resource_limits(program.rates)
+    names = [*LANES, *program.problem.hardware.capacities]
+    phases = dict(zip(("admission", "others"), program.phases, strict=True))
+    for index, (name, most) in enumerate(zip(names, limits, strict=True)):
+        scale = 1.0 / most
+        for variable, phase in phases.items():
+            terms = program.scaled(phase.per_pass[index] - phase.carry[index], phase.per_sequence[index])
+            program.add(f"{name}, {variable}", terms | {variable: -most}, scale=scale)
+        both = [_stack(phases.values(), index, kind) for kind in ("per_pass", "per_sequence")]
+        program.add(f"{name}, period", program.scaled(*both) | {"admission": -most, "others": -most}, scale=scale)
+
+
+def _stack(phases: object, index: int, kind: str) -> FloatArray:
+    return np.asarray(sum(getattr(phase, kind)[index] for phase in phases))  # type: ignore[attr-defined]
+
+
+def define_memory(program: Program) -> None:
+    """Each tier holds what lies there: ``resident(x) + sum of slots x buffer(x) <= capacity``, over block."""
+    problem, outer = program.problem, program.outer
+    smallest = outer.smallest_batch or outer.gpu_batch
+    prompts = min(smallest, outer.prompts_together(problem.workload.prompt_len))
+    batch = Batch(smallest, prompts, outer.prefetch, outer.stagger)
+    items = memory_items(problem.model, outer.shape, problem.runtime, problem.workload, batch, 0)
+    for tier in TIERS:
+        name, capacity = memory_limit(problem.hardware, tier, pinned=outer.pinned)
+        terms = _memory_terms(program, [item for item in items if item.tier == tier])
+        terms["tau"] = terms.get("tau", 0.0) - capacity
+        program.add(name, terms, scale=1.0 / GB)
+
+
+def memory_limit(hardware: HardwareProfile, tier: str, *, pinned: bool) -> tuple[str, float]:
+    """Give the name of a tier's memory row and the bytes that a plan may fill. [B]"""
+    memory = hardware.tiers[tier]  # type: ignore[index]
+    if tier == "cpu" and pinned and memory.pinnable is not None and memory.pinnable < memory.usable:
+        return "cpu memory (pinned)", memory.pinnable
+    return f"{tier} memory", memory.usable
+
+
+def _memory_terms(program: Program, items: list[MemoryItem]) -> dict[str, float]:
+    nothing = np.zeros(len(PLACEMENT))
+    fixed = sum((item.slots * item.form for item in items if not item.scales), nothing)
+    scaling = sum((item.slots * item.form for item in items if item.scales), nothing)
+    return program.scaled(fixed, scaling)
+
+
+def define_limits(program: Program) -> None:
+    """Latency: a sequence lives n / stagger periods, ``(T_admission + T_others) * n / stagger <= limit * tau``."""
+    most = program.problem.max_latency
+    if most is None:
+        return
+    gen_len = program.problem.workload.gen_len
+    every = program.outer.stagger if program.outer.stagger and program.cohorts > 1 else gen_len
+    periods = gen_len / every
+    terms = {"admission": periods, "others": periods, "tau": -most}
+    program.add("latency limit", terms, scale=1.0 / most)
+
+
+def define_pins(program: Program) -> None:
+    """Variables that the user fixed; a share of attention on the CPU fixes two cache variables to each other."""
+    for name, value in program.outer.pins:
+        if name == "cpu_attention":
+            for tier in ("cpu", "disk"):
+                terms = {f"cache_{tier}_on_cpu": 1.0 - value, f"cache_{tier}_on_gpu": -value}
+                program.add(f"{name} of {tier} pinned", terms, equal=True)
+        elif name in ("cache_cpu", "cache_disk"):
+            program.add(f"{name} pinned", {f"{name}_on_cpu": 1.0, f"{name}_on_gpu": 1.0}, value, equal=True)
+        elif name.startswith("weights_"):
+            program.add(f"{name} pinned", {name: 1.0, "tau": -value}, equal=True)
+        else:
+            program.add(f"{name} pinned", {name: 1.0}, value, equal=True)
+
+
+def decode_share(workload: Workload, stagger: int | None) -> float:
+    """Give the share of a life's decode positions that meet a prompt in the same pass."""
+    beside, others = period_positions(workload, stagger)
+    return len(beside) / max(1, len(beside) + len(others))
+
+
+def capacity_block(blocks: float, unit: int) -> tuple[int, int]:
+    """Give the multiples of ``unit`` next below (at least one unit) and above a block size."""
+    low = max(1, math.floor(blocks / unit)) * unit
+    return low, low + unit

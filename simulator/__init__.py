@@ -1,0 +1,1 @@
+"""The world: machine, model, workload, policy, schedule, cost, event loop and trace."""

@@ -1,0 +1,149 @@
+"""Cells: every (pass, layer, group) of a window in the order of the traversal, as columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.errors import InputError
+from simulator.layout import Placed, layer_kinds
+from simulator.operations import CellKind, Cells, IntArray
+from simulator.passes import Pass, Window
+
+
+@dataclass(frozen=True)
+class Grid:
+    """V cells in traversal order; ``-1`` stands for none.
+
+    Attributes:
+        pass_index: index into the window's passes. [V]
+        layer: 0 is the embedding, then the blocks, last the head; of START cells, -1. [V]
+        group: the group's number. [V]
+        kind: a ``CellKind``. [V]
+        work: row of ``kinds`` that describes the cell's work. [V]
+        above: the cell of the same sequences in the previous layer. [V]
+        before: the last cell of the same group and layer in the previous pass played. [V]
+        weights: number of the layer with weights, counted through all passes, that the cell belongs to. [V]
+        first: whether the cell is the first of its layer in its pass. [V]
+        count: cells in its layer and pass. [V]
+        kinds: the distinct kinds of cells.
+    """
+
+    pass_index: IntArray
+    layer: IntArray
+    group: IntArray
+    kind: IntArray
+    work: IntArray
+    above: IntArray
+    before: IntArray
+    weights: IntArray
+    first: IntArray
+    count: IntArray
+    kinds: Cells
+
+    def __len__(self) -> int:
+        """Count the cells."""
+        return len(self.layer)
+
+
+def groups_per_cohort(num_groups: int, cohorts: int) -> int:
+    """Divide the groups in flight among the cohorts.
+
+    Raises:
+        InputError: they do not divide evenly.
+    """
+    if num_groups % cohorts:
+        raise InputError(
+            f"policy.num_groups: {num_groups} groups cannot be admitted in {cohorts} equal cohorts; "
+            f"take a multiple of {cohorts}, or another stagger"
+        )
+    return num_groups // cohorts
+
+
+def make_grid(placed: Placed, window: Window) -> Grid:
+    """List the cells of a window; START cells, one per layer of prefetch, come first."""
+    policy, workload = placed.policy, placed.workload
+    kinds = np.array(layer_kinds(placed.model))
+    positions = sorted({position for one in window.passes for _, position in one.cohorts})
+    index_of = {position: index for index, position in enumerate(positions)}
+    per_cohort = groups_per_cohort(policy.num_groups, policy.cohorts(workload.gen_len))
+    columns: list[IntArray] = [_start_cells(policy.prefetch)]
+    base, previous = policy.prefetch, None
+    for index, one in enumerate(window.passes):
+        group, position = _groups_of(one, per_cohort, policy.gpu_batch // policy.prompts_together)
+        rows = _cells_of_pass(index, group, np.array([index_of[p] for p in position.tolist()]), kinds, base)
+        rows[6] = _same_group_before(group, len(kinds), previous)
+        columns.append(rows)
+        previous = (base, group)
+        base += rows.shape[1]
+    pass_index, layer, group, kind, work, above, before, weights, first, count = np.concatenate(columns, axis=1)
+    work = np.where(kind < CellKind.START, kind * len(positions) + work, 0)
+    return Grid(
+        pass_index, layer, group, kind, work, above, before, weights, first, count, _kinds(placed, positions)
+    )
+
+
+def _kinds(placed: Placed, positions: list[int]) -> Cells:
+    """Describe the cell of every (kind of layer, position)."""
+    policy, workload = placed.policy, placed.workload
+    at = np.tile(np.array(positions, dtype=float), 3)
+    prompt = at == 0
+    return Cells(
+        kind=np.repeat(np.array([CellKind.EMBED, CellKind.BLOCK, CellKind.HEAD]), len(positions)),
+        sequences=np.where(prompt, policy.prompts_together, policy.gpu_batch).astype(float),
+        new=np.where(prompt, workload.prompt_len, 1).astype(float),
+        cached=np.where(prompt, 0, workload.prompt_len + at - 1),
+    )
+
+
+def _start_cells(count: int) -> IntArray:
+    cells = np.full((10, count), -1)
+    cells[0] = 0
+    cells[3] = CellKind.START
+    cells[7] = np.arange(count)
+    cells[8:10] = 1
+    return cells
+
+
+def _groups_of(one: Pass, per_cohort: int, parts: int) -> tuple[IntArray, IntArray]:
+    """List the groups of a pass with their positions; prompts, in parts, are dealt evenly among the others."""
+    prompts = [c * per_cohort + i for c, t in one.cohorts if t == 0 for i in range(per_cohort)]
+    prompts = [group for group in prompts for _ in range(parts)]
+    others = [(c * per_cohort + i, t) for c, t in one.cohorts if t > 0 for i in range(per_cohort)]
+    group = np.array([*prompts, *(group for group, _ in others)], dtype=np.int64)
+    position = np.array([0] * len(prompts) + [t for _, t in others], dtype=np.int64)
+    place = np.concatenate(
+        [(np.arange(size) + 0.5) / max(size, 1) for size in (len(prompts), len(others))]
+    )
+    order = np.argsort(place, kind="stable")
+    return group[order], position[order]
+
+
+def _cells_of_pass(index: int, group: IntArray, position: IntArray, kinds: IntArray, base: int) -> IntArray:
+    """Repeat the groups of a pass for every layer."""
+    width, layers = len(group), len(kinds)
+    layer = np.repeat(np.arange(layers), width)
+    cells = np.empty((10, layers * width), dtype=np.int64)
+    cells[0] = index
+    cells[1] = layer
+    cells[2] = np.tile(group, layers)
+    cells[3] = kinds[layer]
+    cells[4] = np.tile(position, layers)
+    cells[5] = np.where(layer > 0, base + np.arange(layers * width) - width, -1)
+    cells[7] = np.where(layer > 0, index * (layers - 1) + layer - 1, -1)
+    cells[8] = np.tile(np.arange(width) == 0, layers)
+    cells[9] = width
+    return cells
+
+
+def _same_group_before(group: IntArray, layers: int, previous: tuple[int, IntArray] | None) -> IntArray:
+    """Find the last cell of each group in the previous pass, for every layer."""
+    if previous is None:
+        return np.full(layers * len(group), -1)
+    base, earlier = previous
+    last = {int(name): offset for offset, name in enumerate(earlier)}
+    offset = np.array([last.get(int(name), -1) for name in group])
+    layer = np.repeat(np.arange(layers), len(group))
+    offset = np.tile(offset, layers)
+    return np.where(offset >= 0, base + layer * len(earlier) + offset, -1)

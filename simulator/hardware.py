@@ -1,0 +1,338 @@
+"""The machine: tiers, engines, links and what they share, read from a YAML profile.
+
+Two kinds of figures stand side by side and are never mixed. *Peaks* come from datasheets and are the
+physical limit that no prediction may beat. *Achieved* rates drive the predictions. Every section names
+its source.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from simulator.errors import InputError
+from simulator.schema import Record, decode, read_yaml
+from simulator.units import (
+    BYTE_RATE,
+    BYTES,
+    FLOP_RATE,
+    ByteRate,
+    Bytes,
+    FlopRate,
+    PricePerHour,
+    Seconds,
+    Watts,
+)
+
+DType = Literal["float32", "bfloat16", "float16", "int8"]
+TierName = Literal["gpu", "cpu", "disk"]
+LaneName = Literal["gpu", "cpu", "h2d", "d2h", "disk_read", "disk_write"]
+SourceKind = Literal["datasheet", "measured", "fitted", "published", "assumed"]
+
+TIERS: tuple[TierName, ...] = ("gpu", "cpu", "disk")
+LANES: tuple[LaneName, ...] = ("gpu", "cpu", "h2d", "d2h", "disk_read", "disk_write")
+_SIXTEEN_BIT: tuple[DType, ...] = ("bfloat16", "float16")
+
+
+class Source(Record):
+    """Where figures come from; a report says on which kinds it rests."""
+
+    kind: SourceKind
+    title: str = Field(min_length=1)
+    url: str | None = None
+    date: str | None = None
+
+
+class Tier(Record):
+    """A memory: its capacity, what must stay free of the plan, how much of it can be pinned. [B]"""
+
+    capacity: Bytes
+    reserve: Bytes = Field(default=0.0, validate_default=False)
+    pinnable: Bytes | None = None
+    source: str
+
+    @model_validator(mode="after")
+    def _reserve_fits(self) -> Self:
+        if self.reserve > self.capacity:
+            raise ValueError(
+                f"reserve {BYTES.format(self.reserve)} exceeds capacity {BYTES.format(self.capacity)}; lower it"
+            )
+        if self.pinnable is not None and self.pinnable > self.capacity:
+            raise ValueError("pinnable exceeds capacity; lower it")
+        return self
+
+    @property
+    def usable(self) -> float:
+        """Bytes that a plan may fill. [B]"""
+        return self.capacity - self.reserve
+
+
+class Roofline(Record):
+    """How long a kernel takes: ``t = latency + ((FLOP/flops)^q + (bytes/bandwidth)^q)^(1/q)``, q = sharpness.
+
+    A large sharpness is the classical roofline (the larger of the two), 1 is their sum.
+    """
+
+    flops: FlopRate
+    bandwidth: ByteRate
+    latency: Seconds = Field(default=0.0, validate_default=False)
+    sharpness: Annotated[float, Field(ge=1.0, le=64.0)] = 4.0
+    source: str
+
+
+class Peaks(Record):
+    """The physical limits of an engine, from its datasheet: FLOP/s by dtype and memory bandwidth."""
+
+    flops: dict[DType, FlopRate] = Field(min_length=1)
+    memory_bandwidth: ByteRate
+    source: str
+
+
+class Conversion(Record):
+    """Rates of group-wise quantisation, in bytes of 16-bit data produced (or consumed) per second."""
+
+    dequantize: ByteRate
+    quantize: ByteRate
+    source: str
+
+
+class Attention(Record):
+    """Achieved attention kernels: over a prompt, and of one new token over cached ones."""
+
+    prefill: Roofline
+    decode: Roofline
+
+
+class Engine(Record):
+    """Hardware that computes."""
+
+    name: str
+    peak: Peaks
+    matmul: dict[DType, Roofline] = Field(min_length=1)
+    attention: Attention
+    conversion: Conversion
+
+    @model_validator(mode="after")
+    def _achieved_below_peak(self) -> Self:
+        highest = max(self.peak.flops.values())
+        for dtype, kernel in self.matmul.items():
+            if dtype not in self.peak.flops:
+                raise ValueError(f"matmul.{dtype} has no peak; add peak.flops.{dtype}")
+            _below(f"matmul.{dtype}.flops", kernel.flops, self.peak.flops[dtype], FLOP_RATE.format)
+            _below(f"matmul.{dtype}.bandwidth", kernel.bandwidth, self.peak.memory_bandwidth, BYTE_RATE.format)
+        for phase, kernel in (("prefill", self.attention.prefill), ("decode", self.attention.decode)):
+            _below(f"attention.{phase}.flops", kernel.flops, highest, FLOP_RATE.format)
+            limit = self.peak.memory_bandwidth
+            _below(f"attention.{phase}.bandwidth", kernel.bandwidth, limit, BYTE_RATE.format)
+        return self
+
+    def compute_dtype(self, dtype: DType) -> DType:
+        """Choose the type that this engine computes a model of ``dtype`` in.
+
+        The model's own type if the engine has it, else the other 16-bit type, else float32.
+        """
+        for choice in (dtype, *_SIXTEEN_BIT, "float32"):
+            if choice in self.matmul:
+                return choice  # type: ignore[return-value]
+        return next(iter(self.matmul))
+
+
+class Transfer(Record):
+    """An achieved copy rate and what one copy costs before its first byte."""
+
+    bandwidth: ByteRate
+    latency: Seconds = Field(default=0.0, validate_default=False)
+    source: str
+
+
+class HostLink(Record):
+    """A link between CPU and GPU memory; copies differ between pinned and pageable host memory."""
+
+    peak: ByteRate
+    pinned: Transfer
+    pageable: Transfer
+
+    @model_validator(mode="after")
+    def _achieved_below_peak(self) -> Self:
+        _below("pinned.bandwidth", self.pinned.bandwidth, self.peak, BYTE_RATE.format)
+        _below("pageable.bandwidth", self.pageable.bandwidth, self.peak, BYTE_RATE.format)
+        return self
+
+
+class DiskLink(Record):
+    """One direction of the disk."""
+
+    peak: ByteRate
+    bandwidth: ByteRate
+    latency: Seconds = Field(default=0.0, validate_default=False)
+    source: str
+
+    @model_validator(mode="after")
+    def _achieved_below_peak(self) -> Self:
+        _below("bandwidth", self.bandwidth, self.peak, BYTE_RATE.format)
+        return self
+
+
+class Links(Record):
+    """The four directions in which bytes move between tiers."""
+
+    h2d: HostLink
+    d2h: HostLink
+    disk_read: DiskLink
+    disk_write: DiskLink
+
+
+class Capacity(Record):
+    """A rate that several lanes share.
+
+    With ``bandwidth``, a lane draws its factor times the bytes of its task (host-memory traffic). With
+    ``share``, it draws its factor times the time of its task (processor cores: a share of 1 is all of them).
+    """
+
+    bandwidth: ByteRate | None = None
+    share: Annotated[float, Field(gt=0.0, le=64.0)] | None = None
+    lanes: dict[LaneName, Annotated[float, Field(gt=0.0, le=64.0)]] = Field(min_length=1)
+    source: str
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.bandwidth is None) == (self.share is None):
+            raise ValueError("give either bandwidth or share, not both and not neither")
+        return self
+
+
+class Cost(Record):
+    """What the machine costs: rent per hour, and electrical power of the whole machine under load."""
+
+    rent: PricePerHour | None = None
+    power: Watts | None = None
+    source: str
+
+
+class HardwareProfile(Record):
+    """A whole machine. See ``docs/hardware-profiles.md`` for every key."""
+
+    schema_version: Literal[1]
+    name: str = Field(min_length=1, max_length=64)
+    description: str
+    tiers: dict[TierName, Tier]
+    engines: dict[Literal["gpu", "cpu"], Engine]
+    links: Links
+    capacities: dict[str, Capacity] = {}
+    cost: Cost | None = None
+    sources: dict[str, Source] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for kind, names, have in (("tiers", TIERS, self.tiers), ("engines", ("gpu", "cpu"), self.engines)):
+            for name in names:
+                if name not in have:
+                    raise ValueError(f"{kind}.{name} is missing; add it")
+        for path, name in _source_names(self.model_dump(), ""):
+            if name not in self.sources:
+                raise ValueError(f"{path}: no source is called {name!r}; add sources.{name}")
+        return self
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over the profile's content in canonical JSON, the first 16 hexadecimal digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """Write the profile as YAML that reads back into an equal profile."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+
+    def source_kinds(self) -> list[SourceKind]:
+        """List the kinds of sources that the profile's figures rest on."""
+        used = {name for _, name in _source_names(self.model_dump(), "")}
+        return sorted({self.sources[name].kind for name in used})
+
+
+def _below(path: str, achieved: float, peak: float, show: Any) -> None:
+    if achieved > peak:
+        raise ValueError(f"{path}: the achieved {show(achieved)} exceeds the peak {show(peak)}; lower it")
+
+
+def _source_names(data: object, path: str) -> list[tuple[str, str]]:
+    """Find every ``source`` in nested data, with its path."""
+    if not isinstance(data, dict):
+        return []
+    found = [(f"{path}source", data["source"])] if isinstance(data.get("source"), str) else []
+    for key, value in data.items():
+        if key != "sources":
+            found += _source_names(value, f"{path}{key}.")
+    return found
+
+
+def shipped_profiles() -> list[str]:
+    """List the names of the profiles that come with the package."""
+    folder = resources.files("hardware_profiles")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def find_profile(name: str) -> Path:
+    """Find a profile by path, or by the name of a shipped one, with or without ``.yaml``.
+
+    Raises:
+        InputError: neither a file nor a shipped profile.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    stem = name.removesuffix(".yaml")
+    known = shipped_profiles()
+    if stem in known:
+        return Path(str(resources.files("hardware_profiles").joinpath(f"{stem}.yaml")))
+    near = difflib.get_close_matches(stem, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"shipped profiles: {', '.join(known)}"
+    raise InputError(f"hardware: {name!r} is neither a file nor a shipped profile; {hint}")
+
+
+def load_profile(name: str, overrides: tuple[str, ...] = ()) -> HardwareProfile:
+    """Read a profile and apply overrides of the form ``tiers.cpu.capacity=512 GiB``.
+
+    Raises:
+        InputError: the file or an override is wrong.
+    """
+    data = read_yaml(find_profile(name))
+    for override in overrides:
+        data = _override(data, override)
+    return decode(HardwareProfile, data, "hardware")
+
+
+def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    if not equals or not path or not text:
+        raise InputError(f'--set {override!r}: expected PATH=VALUE such as tiers.cpu.capacity="512 GiB"')
+    data = copy.deepcopy(data)
+    *parents, last = path.strip().split(".")
+    node: Any = data
+    for depth, key in enumerate(parents):
+        if not isinstance(node, dict) or key not in node:
+            raise InputError(f"--set {path}: {_no_such_key(node, key, parents[:depth])}")
+        node = node[key]
+    if not isinstance(node, dict) or isinstance(node.get(last), dict):
+        raise InputError(f"--set {path}: this is a group of values; name one of them")
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {path}: {text!r} is not a value") from None
+    return data
+
+
+def _no_such_key(node: object, key: str, above: list[str]) -> str:
+    known = [str(name) for name in node] if isinstance(node, dict) else []
+    near = difflib.get_close_matches(key, known, n=1)
+    place = ".".join(above) or "the top level"
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'no keys'}"
+    return f"no key {key!r} at {place}; {hint}"

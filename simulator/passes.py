@@ -1,0 +1,190 @@
+"""Passes: which groups are in flight, at which position, and which passes a simulation plays.
+
+In one pass every sequence in flight advances by one step: position 0 is its whole prompt, position t > 0 one
+token over ``prompt_len + t - 1`` cached ones. A cohort is admitted every ``stagger`` passes and lives
+``gen_len`` passes; admitting a whole block at once is zig-zag.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.policy import FloatArray, Policy, cohorts_in_flight
+from simulator.workload import Workload
+
+#: Runs of more passes than this are sampled unless the caller asks for all.
+MAX_PASSES = 40
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: its number, the cohorts in flight as (cohort, position), and how many like it it stands for.
+
+    A weight of 0 marks a pass that is played (to fill or close the window) but not counted.
+    """
+
+    number: int
+    cohorts: tuple[tuple[int, int], ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """The passes that a simulation plays, and what the counted ones stand for.
+
+    ``sequences`` are completed in the counted time; a sequence lives ``latency_windows`` windows.
+    """
+
+    passes: tuple[Pass, ...]
+    sequences: float
+    latency_windows: float
+
+
+def pass_at(number: int, stagger: int, gen_len: int, cohorts: range | None = None) -> Pass:
+    """List the cohorts in flight in a pass; ``cohorts`` limits which are ever admitted (None: all)."""
+    newest = number // stagger
+    oldest = (number - gen_len) // stagger + 1
+    alive = range(newest, oldest - 1, -1)
+    if cohorts is not None:
+        alive = range(min(newest, cohorts.stop - 1), max(oldest, cohorts.start) - 1, -1)
+    return Pass(number, tuple((cohort, number - cohort * stagger) for cohort in alive))
+
+
+def sample(first: int, last: int, count: int) -> dict[int, float]:
+    """Choose at most ``count`` of the integers first..last with weights that sum to their number.
+
+    The weights integrate a piecewise linear interpolation, so a sum of a convex function is never
+    underestimated. Nodes are spaced evenly.
+
+    >>> sample(1, 5, 3)
+    {1: 1.5, 3: 2.0, 5: 1.5}
+    """
+    total = last - first + 1
+    if total <= 0:
+        return {}
+    if total <= count:
+        return dict.fromkeys(range(first, last + 1), 1.0)
+    nodes = np.unique(np.linspace(first, last, count).round().astype(int))
+    weights = dict.fromkeys(nodes.tolist(), 0.0)
+    for left, right in itertools.pairwise(nodes.tolist()):
+        # Sum of the linear interpolant over the integers left..right-1: the right node's share is
+        # sum(i / width) over 0 <= i < width.
+        width = right - left
+        weights[right] += (width - 1) / 2
+        weights[left] += (width + 1) / 2
+    weights[int(nodes[-1])] += 1.0
+    return weights
+
+
+def window(policy: Policy, workload: Workload, max_passes: int | None = MAX_PASSES) -> Window:
+    """Choose the passes to play; ``max_passes`` of None plays all of them.
+
+    Zig-zag and row-by-row play one block from a cold start. The diagonal plays one period of the steady
+    state after a warm-up. A finite number of prompts plays the whole run, admissions and drain included.
+    """
+    stagger = policy.stagger or workload.gen_len
+    if policy.cohorts(workload.gen_len) == 1:
+        stagger = workload.gen_len
+        if workload.num_prompts is None or workload.num_prompts <= policy.block:
+            return _block(workload, min(policy.block, workload.num_prompts or policy.block), max_passes)
+        blocks = math.ceil(workload.num_prompts / policy.block)
+        one = _block(workload, workload.num_prompts / blocks, max_passes)
+        return Window(one.passes, one.sequences, 1.0)
+    if workload.num_prompts is None:
+        return _steady(policy, workload, stagger, max_passes)
+    return _finite(policy, workload, stagger, max_passes)
+
+
+def _block(workload: Workload, sequences: float, max_passes: int | None) -> Window:
+    passes = _counted(range(workload.gen_len), workload.gen_len, workload.gen_len, range(1), max_passes)
+    return Window(tuple(passes), sequences, 1.0)
+
+
+def _counted(
+    numbers: range, stagger: int, gen_len: int, cohorts: range | None, max_passes: int | None
+) -> list[Pass]:
+    """Make the passes of a range, admissions apart from the others, and sample them if they are many."""
+    admissions = [p for p in numbers if p % stagger == 0 and (cohorts is None or p // stagger in cohorts)]
+    if max_passes is None or len(numbers) <= max_passes:
+        chosen = dict.fromkeys(numbers, 1.0)
+    elif len(admissions) == 1:
+        chosen = {admissions[0]: 1.0} | sample(numbers.start + 1, numbers.stop - 1, max(3, max_passes // 4))
+    else:
+        chosen = _sample_runs(numbers, set(admissions), max_passes)
+    return [
+        Pass(number, pass_at(number, stagger, gen_len, cohorts).cohorts, weight)
+        for number, weight in sorted(chosen.items())
+    ]
+
+
+def _sample_runs(numbers: range, admissions: set[int], max_passes: int) -> dict[int, float]:
+    """Sample passes with and without an admission apart, each by interpolation over their own order."""
+    chosen: dict[int, float] = {}
+    for kind in (sorted(admissions), [p for p in numbers if p not in admissions]):
+        if kind:
+            picked = sample(0, len(kind) - 1, max(3, max_passes // 2))
+            chosen |= {kind[index]: weight for index, weight in picked.items()}
+    return chosen
+
+
+def _steady(policy: Policy, workload: Workload, stagger: int, max_passes: int | None) -> Window:
+    """One period of the steady state: warm-up passes, the period, and one pass that closes it."""
+    periods = max(1, -(-6 // stagger))
+    start = stagger * max(1, -(-3 // stagger))
+    length = periods * stagger
+    uncounted = dict.fromkeys([*range(start - 3, start), start + length], 0.0)
+    counted = _counted(range(start, start + length), stagger, workload.gen_len, None, max_passes)
+    edges = [Pass(p, pass_at(p, stagger, workload.gen_len).cohorts, 0.0) for p in uncounted]
+    passes = tuple(sorted([*counted, *edges], key=lambda one: one.number))
+    cohort = policy.block / policy.cohorts(workload.gen_len)
+    return Window(passes, cohort * periods, workload.gen_len / length)
+
+
+def _finite(policy: Policy, workload: Workload, stagger: int, max_passes: int | None) -> Window:
+    """Play a whole staggered run: cohorts enter one by one and the last ones drain."""
+    cohort = policy.block / policy.cohorts(workload.gen_len)
+    assert workload.num_prompts is not None
+    count = math.ceil(workload.num_prompts / cohort)
+    last = (count - 1) * stagger + workload.gen_len
+    passes = _counted(range(last), stagger, workload.gen_len, range(count), max_passes)
+    return Window(tuple(passes), workload.num_prompts, workload.gen_len / last)
+
+
+def peak_tokens(workload: Workload, stagger: int | None, page_tokens: int) -> tuple[float, float]:
+    """Give the peak of cached tokens, and of tokens whose activations are at home, per sequence in flight.
+
+    A sequence at position t holds s + t tokens of cache, rounded up to whole pages; the last token is never
+    stored. Zig-zag peaks at s + n - 1. Activations at home: the admitted cohort's prompts, one token of each
+    other sequence. Contiguous caches (``page_tokens`` of 0) hold s + n - 1 from admission on.
+    """
+    gen_len, every = workload.gen_len, stagger or workload.gen_len
+    cohorts = cohorts_in_flight(stagger, gen_len)
+    if cohorts == 1:
+        every = gen_len
+
+    def held(position: int) -> int:
+        tokens = workload.prompt_len + (position if page_tokens else gen_len - 1)
+        return -(-tokens // page_tokens) * page_tokens if page_tokens else tokens
+
+    # Within a period the sum grows with the pass until the oldest cohort retires, so two passes suffice.
+    retiring = gen_len - 1 - (cohorts - 1) * every
+    full = sum(held(i * every + retiring) for i in range(cohorts))
+    after = sum(held(i * every + every - 1) for i in range(cohorts - 1)) if retiring < every - 1 else 0
+    at_home = workload.prompt_len + cohorts - 1
+    return max(full, after) / cohorts, at_home / cohorts
+
+
+def period_positions(workload: Workload, stagger: int | None) -> tuple[FloatArray, FloatArray]:
+    """Give the decode positions of one cohort's whole life, in admission passes and in the others. [P]
+
+    In a period of ``stagger`` passes the cohorts in flight visit every position of a life once; position 0
+    is the prompt, those at multiples of the stagger meet a prompt in the same pass.
+    """
+    every = stagger or workload.gen_len
+    positions = np.arange(1, workload.gen_len)
+    with_prompt = positions % every == 0
+    return positions[with_prompt].astype(float), positions[~with_prompt].astype(float)

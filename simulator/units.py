@@ -1,0 +1,85 @@
+"""Quantities with units: text on the outside, SI floats on the inside.
+
+Everything inside the program is in seconds, bytes, FLOPs and their rates. Units appear only where
+people read or write, and only this module converts. GB is 10^9 bytes, GiB is 2^30 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BeforeValidator, PlainSerializer
+
+_DECIMAL = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+_QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z/$][A-Za-z0-9/$]*)\s*")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A kind of quantity: its name, an example, its units in SI, and the range that is plausible."""
+
+    name: str
+    example: str
+    units: dict[str, float]
+    low: float
+    high: float
+
+    def parse(self, text: object) -> float:
+        """Read ``"12.9 GB/s"`` as 1.29e10.
+
+        Raises:
+            ValueError: no unit, an unknown unit, or a value outside the plausible range.
+        """
+        expected = f'expected {self.name} such as "{self.example}"'
+        if not isinstance(text, str):
+            raise ValueError(f"{expected}; got {text!r}")  # noqa: TRY004 - pydantic collects ValueError
+        match = _QUANTITY.fullmatch(text)
+        if match is None or match[2] not in self.units:
+            raise ValueError(f"{expected}; got {text!r}")
+        value = float(match[1]) * self.units[match[2]]
+        if not self.low <= value <= self.high:
+            raise ValueError(
+                f"{text!r} is not plausible for {self.name}: "
+                f"it must lie between {self.format(self.low)} and {self.format(self.high)}"
+            )
+        return value
+
+    def format(self, value: float) -> str:
+        """Write a value in the largest unit that keeps it at 1 or more; reads back to the same float."""
+        if value == 0:
+            return f"0 {min(self.units, key=self.units.__getitem__)}"
+        fitting = sorted(self.units.items(), key=lambda item: -item[1])
+        for unit, factor in fitting:
+            number = f"{value / factor:.12g}"
+            if abs(value) >= factor and float(number) * factor == value:
+                return f"{number} {unit}"
+        unit, factor = min(fitting, key=lambda item: abs(math.log(item[1])))
+        return f"{value / factor!r} {unit}"
+
+
+def _prefixed(suffix: str, *, binary: bool = False) -> dict[str, float]:
+    prefixes = _DECIMAL | _BINARY if binary else _DECIMAL
+    return {prefix + suffix: factor for prefix, factor in prefixes.items()}
+
+
+BYTES = Dimension("an amount of memory", "16 GiB", _prefixed("B", binary=True), 0.0, 1e17)
+BYTE_RATE = Dimension("a rate", "12.9 GB/s", _prefixed("B/s", binary=True), 1e5, 1e15)
+FLOP_RATE = Dimension("a compute rate", "65 TFLOP/s", _prefixed("FLOP/s"), 1e8, 1e18)
+DURATION = Dimension("a time", "10 us", {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}, 0.0, 1e6)
+POWER = Dimension("a power", "70 W", {"W": 1.0, "kW": 1e3}, 1.0, 1e6)
+PRICE = Dimension("a price per hour", "0.53 USD/h", {"USD/h": 1.0, "$/h": 1.0}, 1e-4, 1e4)
+
+Bytes = Annotated[float, BeforeValidator(BYTES.parse), PlainSerializer(BYTES.format)]
+ByteRate = Annotated[float, BeforeValidator(BYTE_RATE.parse), PlainSerializer(BYTE_RATE.format)]
+FlopRate = Annotated[float, BeforeValidator(FLOP_RATE.parse), PlainSerializer(FLOP_RATE.format)]
+Seconds = Annotated[float, BeforeValidator(DURATION.parse), PlainSerializer(DURATION.format)]
+Watts = Annotated[float, BeforeValidator(POWER.parse), PlainSerializer(POWER.format)]
+PricePerHour = Annotated[float, BeforeValidator(PRICE.parse), PlainSerializer(PRICE.format)]
+
+GIB = 2.0**30
+GB = 1e9
+TFLOP = 1e12
