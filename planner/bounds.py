@@ -69,8 +69,8 @@ def weight_window_bound(
 
     reads >= S (W - M)^+ + min(W, M) - P,    S = max(n, ceil(K / C))
 
-    P is what fast memory already holds when counting begins [B], at most min(W, M) of it of use. This is
-    the form for attention on the CPU, where the KV cache is read but does not cross to the GPU.
+    P is the weights that fast memory already holds when counting begins [B]; 0 counts their first load too.
+    This is the form for attention on the CPU, where the KV cache is read but does not cross to the GPU.
 
     Source: docs/bounds.md, section 4. Conditions: as :func:`window_bound`.
     """
@@ -93,12 +93,11 @@ def window_bound(
 ) -> float:
     """Return the least bytes (weights and KV) read into fast memory by any schedule.
 
-    reads >= x K + S (W - M) - P    if W >= M,    S = max(n, ceil(K / C))
+    reads >= x K + S (W - M)    if W >= M, whatever is preloaded;    S = max(n, ceil(K / C))
     reads >= the weights-only form of :func:`weight_window_bound`, always
 
-    x is the share of the KV reads that must happen in fast memory (the rest being attended to elsewhere); P is
-    what fast memory already holds when counting begins [B], 0 to count the first load of resident weights
-    too. With M > W the KV itself may stay in fast memory, so only the second form is left.
+    x is the share of the KV reads that must happen in fast memory, the rest being attended to elsewhere.
+    With M > W the KV itself may stay in fast memory, so only the second form is left.
 
     Source: docs/bounds.md, section 4. Conditions: every pass of every sequence uses all W (dense layers and
     output head; not the input embedding, not a choice of experts) in fast memory; one token per sequence
@@ -108,11 +107,10 @@ def window_bound(
         kv_bytes_read, weight_bytes, fast_bytes, kv_capacity, passes, preloaded_bytes=preloaded_bytes
     )
     _require(0 <= crossing <= 1, "crossing", crossing, "a share between 0 and 1")
-    if weight_bytes < fast_bytes or passes == 0:
+    if weight_bytes < fast_bytes:
         return weights
     sweeps = min_sweeps(kv_bytes_read, kv_capacity, passes)
-    crossed = crossing * kv_bytes_read + sweeps * (weight_bytes - fast_bytes)
-    return max(weights, crossed - min(preloaded_bytes, fast_bytes))
+    return max(weights, crossing * kv_bytes_read + sweeps * (weight_bytes - fast_bytes))
 
 
 def sweep_rate_range(
@@ -194,7 +192,7 @@ def zigzag_loads(num_rows: int, block: int, gen_len: int, layers: int) -> int:
 def zigzag_factor(block: float, num_rows: float = math.inf) -> float:
     """Return the proven factor between zig-zag's weight loads and the best schedule's.
 
-    zig-zag / optimum <= 2 (1 + 1/B) (1 + B/N)
+    zig-zag / optimum <= 2 (1 + 1/B) (1 + B/N)    and = 1 if N <= B
 
     B is the largest number of rows whose KV fits at its peak, N the number of rows (infinite: steady state).
 
@@ -202,7 +200,7 @@ def zigzag_factor(block: float, num_rows: float = math.inf) -> float:
     """
     _require(block >= 1, "block", block, "at least 1")
     _require(num_rows >= 1, "num_rows", num_rows, "at least 1")
-    return 2 * (1 + 1 / block) * (1 + block / num_rows)
+    return 1.0 if num_rows <= block else 2 * (1 + 1 / block) * (1 + block / num_rows)
 
 
 def zigzag_ratio_limit(prompt_len: int, gen_len: int) -> float:

@@ -11,7 +11,6 @@ Rows are named in the words that the report prints. Rates are scaled so that coe
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,11 +18,10 @@ import pulp
 
 from simulator.cost import Rates
 from simulator.demand import Demand, period_demand, resource_limits
-from simulator.hardware import LANES, TIERS, HardwareProfile
-from simulator.memory import Batch, MemoryItem, memory_items
+from simulator.hardware import LANES, TIERS, HardwareProfile, TierName
+from simulator.memory import Batch, MemoryItem, lookahead, memory_items
 from simulator.model import ModelSpec
 from simulator.operations import Shape
-from simulator.passes import period_positions
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
 from simulator.runtime import Runtime
 from simulator.units import GB
@@ -32,7 +30,8 @@ from simulator.workload import Workload
 _WEIGHTS = slice(1, 4)
 _CACHE = slice(4, 9)
 _ACTIVATIONS = slice(9, 12)
-_MAX_BLOCK = 65536.0
+#: More groups than this buy nothing that larger groups do not, and cost launches and simulation time.
+MAX_GROUPS = 128
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,11 @@ class Outer:
     smallest_batch: int | None = None
     pins: tuple[tuple[str, float], ...] = ()
 
-    def prompts_together(self, prompt_len: int) -> int:
+    def prompts_together(self, problem: Problem) -> int:
         """Give the sub-batch of the prompt pass: as pinned, or the smallest that keeps kernels efficient."""
-        return self.prompt_batch or prompt_batch(self.gpu_batch, prompt_len)
+        if self.prompt_batch or not problem.runtime.splits_prompts:
+            return self.prompt_batch or self.gpu_batch
+        return prompt_batch(self.gpu_batch, problem.workload.prompt_len)
 
 
 def prompt_batch(gpu_batch: int, prompt_len: int, tokens: int = 4096) -> int:
@@ -87,6 +88,7 @@ class Solution:
         placement: value of every placement variable.
         throughput: generated tokens per second under perfect overlap.
         duals: d(seconds) / d(right-hand side) of every row, by name.
+        values: value of every variable of the program, by name.
     """
 
     seconds: float
@@ -94,6 +96,7 @@ class Solution:
     placement: FloatArray
     throughput: float
     duals: dict[str, float]
+    values: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Program:
             workload,
             self.rates,
             gpu_batch=outer.gpu_batch,
-            prompt_batch=outer.prompts_together(workload.prompt_len),
+            prompt_batch=outer.prompts_together(self.problem),
             stagger=outer.stagger,
             prefetch=outer.prefetch,
         )
@@ -142,8 +145,8 @@ class Program:
         """Name the variables: tau, times per sequence, weight fractions times tau, the other fractions."""
         return ["tau", "admission", "others", *PLACEMENT[1:]]
 
-    def scaled(self, per_pass: FloatArray, per_sequence: FloatArray) -> dict[str, float]:
-        """Write ``(per_pass(x) + block * per_sequence(x)) / block`` in the program's variables.
+    def scaled(self, per_pass: FloatArray, per_sequence: FloatArray) -> tuple[dict[str, float], float]:
+        """Write ``(per_pass(x) + block * per_sequence(x)) / block`` as terms of variables and a constant.
 
         Weight variables stand for fraction x tau. Terms that need a product of two variables (a cache
         fraction x tau, a weight fraction without tau) are exact when the block is fixed, else dropped.
@@ -158,7 +161,7 @@ class Program:
             if self.block is not None:
                 mixed = per_sequence[index] * self.block if is_weight else per_pass[index] / self.block
                 terms[name] += float(mixed)
-        return {name: value for name, value in terms.items() if value}
+        return {name: value for name, value in terms.items() if value}, float(per_sequence[0])
 
     def add(
         self, name: str, terms: dict[str, float], constant: float = 0.0, *, equal: bool = False, scale: float = 1.0
@@ -196,6 +199,26 @@ class Program:
             return None
         return self._solution(program, variables)
 
+    def shortfall(self, tiers: tuple[TierName, ...]) -> dict[TierName, float] | None:
+        """Find the least extra memory [B] on the given tiers that makes a fixed block fit; None if none does."""
+        assert self.block is not None
+        program = pulp.LpProblem("shortfall", pulp.LpMinimize)
+        variables = {name: program.add_variable(name, lowBound=0) for name in self.variables}
+        extra = {tier: program.add_variable(f"extra_{tier}", lowBound=0) for tier in tiers}
+        program.setObjective(pulp.lpSum(extra.values()))
+        for number, row in enumerate(self.rows):
+            sense = pulp.LpConstraintEQ if row.equal else pulp.LpConstraintLE
+            terms = [(variables[name], value) for name, value in row.terms.items()]
+            tier = row.name.partition(" memory")[0]
+            if " memory" in row.name and tier in extra:  # extra GB, over the block as the row is
+                terms.append((extra[tier], -1.0 / self.block))  # type: ignore[index]
+            expression = pulp.LpAffineExpression(terms)
+            program.addConstraint(pulp.LpConstraint(expression, sense, f"row{number}", row.constant))
+        status = program.solve(pulp.HiGHS(msg=False, threads=1))
+        if pulp.LpStatus[status] != "Optimal":
+            return None
+        return {tier: GB * float(variable.value() or 0.0) for tier, variable in extra.items()}
+
     def _solution(self, program: pulp.LpProblem, variables: dict[str, pulp.LpVariable]) -> Solution:
         value = {name: float(variable.value() or 0.0) for name, variable in variables.items()}
         tau = value["tau"]
@@ -214,6 +237,7 @@ class Program:
             placement=placement,
             throughput=self.problem.workload.gen_len / (self.cohorts * seconds),
             duals=duals,
+            values=value,
         )
 
     def _traffic(self) -> dict[str, float]:
@@ -222,7 +246,7 @@ class Program:
         for phase in self.phases:
             per_pass = phase.per_pass[: len(LANES)].sum(axis=0)
             per_sequence = phase.per_sequence[: len(LANES)].sum(axis=0)
-            for name, value in self.scaled(per_pass, per_sequence).items():
+            for name, value in self.scaled(per_pass, per_sequence)[0].items():
                 total[name] = total.get(name, 0.0) + value
         # Among placements of equal traffic, the nearer tier is simpler to run.
         for weight, name in enumerate(("activations_gpu", "activations_cpu", "activations_disk")):
@@ -243,8 +267,9 @@ def define_placement(program: Program) -> None:
     else:
         smallest = program.outer.smallest_batch or program.outer.gpu_batch
         program.add("block at least one group", {"tau": 1.0}, 1.0 / (smallest * program.cohorts))
-        waiting = program.problem.workload.num_prompts or _MAX_BLOCK
-        program.add("block at most the queue", {"tau": -1.0}, -1.0 / max(waiting, smallest * program.cohorts))
+        most = MAX_GROUPS * program.outer.gpu_batch
+        most = max(min(most, program.problem.workload.num_prompts or most), smallest * program.cohorts)
+        program.add("block at most the queue", {"tau": -1.0}, -1.0 / most)
 
 
 def define_demand(program: Program) -> None:
@@ -259,28 +284,33 @@ def define_demand(program: Program) -> None:
     for index, (name, most) in enumerate(zip(names, limits, strict=True)):
         scale = 1.0 / most
         for variable, phase in phases.items():
-            terms = program.scaled(phase.per_pass[index] - phase.carry[index], phase.per_sequence[index])
-            program.add(f"{name}, {variable}", terms | {variable: -most}, scale=scale)
-        both = [_stack(phases.values(), index, kind) for kind in ("per_pass", "per_sequence")]
-        program.add(f"{name}, period", program.scaled(*both) | {"admission": -most, "others": -most}, scale=scale)
-
-
-def _stack(phases: object, index: int, kind: str) -> FloatArray:
-    return np.asarray(sum(getattr(phase, kind)[index] for phase in phases))  # type: ignore[attr-defined]
+            per_pass = phase.per_pass[index] - phase.carry[index]
+            terms, constant = program.scaled(per_pass, phase.per_sequence[index])
+            program.add(f"{name}, {variable}", terms | {variable: -most}, -constant, scale=scale)
+        admission, others = program.phases
+        terms, constant = program.scaled(
+            admission.per_pass[index] + others.per_pass[index],
+            admission.per_sequence[index] + others.per_sequence[index],
+        )
+        program.add(
+            f"{name}, period", terms | {"admission": -most, "others": -most}, -constant, scale=scale
+        )
 
 
 def define_memory(program: Program) -> None:
     """Each tier holds what lies there: ``resident(x) + sum of slots x buffer(x) <= capacity``, over block."""
     problem, outer = program.problem, program.outer
     smallest = outer.smallest_batch or outer.gpu_batch
-    prompts = min(smallest, outer.prompts_together(problem.workload.prompt_len))
+    prompts = min(smallest, outer.prompts_together(problem))
     batch = Batch(smallest, prompts, outer.prefetch, outer.stagger)
-    items = memory_items(problem.model, outer.shape, problem.runtime, problem.workload, batch, 0)
+    # An open block may have one group only, which needs no buffers for running ahead.
+    ahead = lookahead(problem.runtime, program.block // outer.gpu_batch) if program.block else 0
+    items = memory_items(problem.model, outer.shape, problem.runtime, problem.workload, batch, ahead)
     for tier in TIERS:
         name, capacity = memory_limit(problem.hardware, tier, pinned=outer.pinned)
-        terms = _memory_terms(program, [item for item in items if item.tier == tier])
+        terms, constant = _memory_terms(program, [item for item in items if item.tier == tier])
         terms["tau"] = terms.get("tau", 0.0) - capacity
-        program.add(name, terms, scale=1.0 / GB)
+        program.add(name, terms, -constant, scale=1.0 / GB)
 
 
 def memory_limit(hardware: HardwareProfile, tier: str, *, pinned: bool) -> tuple[str, float]:
@@ -291,7 +321,7 @@ def memory_limit(hardware: HardwareProfile, tier: str, *, pinned: bool) -> tuple
     return f"{tier} memory", memory.usable
 
 
-def _memory_terms(program: Program, items: list[MemoryItem]) -> dict[str, float]:
+def _memory_terms(program: Program, items: list[MemoryItem]) -> tuple[dict[str, float], float]:
     nothing = np.zeros(len(PLACEMENT))
     fixed = sum((item.slots * item.form for item in items if not item.scales), nothing)
     scaling = sum((item.slots * item.form for item in items if item.scales), nothing)
@@ -323,15 +353,3 @@ def define_pins(program: Program) -> None:
             program.add(f"{name} pinned", {name: 1.0, "tau": -value}, equal=True)
         else:
             program.add(f"{name} pinned", {name: 1.0}, value, equal=True)
-
-
-def decode_share(workload: Workload, stagger: int | None) -> float:
-    """Give the share of a life's decode positions that meet a prompt in the same pass."""
-    beside, others = period_positions(workload, stagger)
-    return len(beside) / max(1, len(beside) + len(others))
-
-
-def capacity_block(blocks: float, unit: int) -> tuple[int, int]:
-    """Give the multiples of ``unit`` next below (at least one unit) and above a block size."""
-    low = max(1, math.floor(blocks / unit)) * unit
-    return low, low + unit

@@ -11,6 +11,8 @@ from simulator.layout import Placed, layer_kinds
 from simulator.operations import CellKind, Cells, IntArray
 from simulator.passes import Pass, Window
 
+_PAUSE = -(2**40)  # in place of a group's number
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -26,7 +28,8 @@ class Grid:
         before: the last cell of the same group and layer in the previous pass played. [V]
         weights: number of the layer with weights, counted through all passes, that the cell belongs to. [V]
         first: whether the cell is the first of its layer in its pass. [V]
-        count: cells in its layer and pass. [V]
+        count: cells with work in its layer and pass. [V]
+        width: the same with pauses. [V]
         kinds: the distinct kinds of cells.
     """
 
@@ -40,6 +43,7 @@ class Grid:
     weights: IntArray
     first: IntArray
     count: IntArray
+    width: IntArray
     kinds: Cells
 
     def __len__(self) -> int:
@@ -62,7 +66,11 @@ def groups_per_cohort(num_groups: int, cohorts: int) -> int:
 
 
 def make_grid(placed: Placed, window: Window) -> Grid:
-    """List the cells of a window; START cells, one per layer of prefetch, come first."""
+    """List the cells of a window; START cells, one per layer of prefetch, come first.
+
+    Where projections run ahead of attention outputs, a pause (a START cell without loads) keeps a cell from
+    being issued before the one that it continues.
+    """
     policy, workload = placed.policy, placed.workload
     kinds = np.array(layer_kinds(placed.model))
     positions = sorted({position for one in window.passes for _, position in one.cohorts})
@@ -72,16 +80,22 @@ def make_grid(placed: Placed, window: Window) -> Grid:
     base, previous = policy.prefetch, None
     for index, one in enumerate(window.passes):
         group, position = _groups_of(one, per_cohort, policy.gpu_batch // policy.prompts_together)
+        if placed.ahead and previous is not None and previous[1][-1] == group[0]:
+            columns.append(_pauses(index))
+            base += 1
+        if placed.ahead and len(group) == 1:  # every layer continues the cell just before it
+            group, position = np.append(group, _PAUSE), np.append(position, position)
         rows = _cells_of_pass(index, group, np.array([index_of[p] for p in position.tolist()]), kinds, base)
         rows[6] = _same_group_before(group, len(kinds), previous)
+        pause = rows[2] == _PAUSE
+        rows[:, pause] = _pauses(index)
         columns.append(rows)
         previous = (base, group)
         base += rows.shape[1]
-    pass_index, layer, group, kind, work, above, before, weights, first, count = np.concatenate(columns, axis=1)
-    work = np.where(kind < CellKind.START, kind * len(positions) + work, 0)
-    return Grid(
-        pass_index, layer, group, kind, work, above, before, weights, first, count, _kinds(placed, positions)
-    )
+    rows = np.concatenate(columns, axis=1)
+    kind = rows[3]
+    rows[4] = np.where(kind < CellKind.START, kind * len(positions) + rows[4], 0)
+    return Grid(*rows, kinds=_kinds(placed, positions))
 
 
 def _kinds(placed: Placed, positions: list[int]) -> Cells:
@@ -98,12 +112,20 @@ def _kinds(placed: Placed, positions: list[int]) -> Cells:
 
 
 def _start_cells(count: int) -> IntArray:
-    cells = np.full((10, count), -1)
-    cells[0] = 0
-    cells[3] = CellKind.START
+    cells = np.repeat(_pauses(0), count, axis=1)
     cells[7] = np.arange(count)
-    cells[8:10] = 1
+    cells[8] = 1
     return cells
+
+
+def _pauses(pass_index: int) -> IntArray:
+    """Make one cell without any operation. [columns, 1]"""
+    cell = np.full((11, 1), -1)
+    cell[0] = pass_index
+    cell[3] = CellKind.START
+    cell[8] = 0
+    cell[9:11] = 1
+    return cell
 
 
 def _groups_of(one: Pass, per_cohort: int, parts: int) -> tuple[IntArray, IntArray]:
@@ -124,7 +146,7 @@ def _cells_of_pass(index: int, group: IntArray, position: IntArray, kinds: IntAr
     """Repeat the groups of a pass for every layer."""
     width, layers = len(group), len(kinds)
     layer = np.repeat(np.arange(layers), width)
-    cells = np.empty((10, layers * width), dtype=np.int64)
+    cells = np.empty((11, layers * width), dtype=np.int64)
     cells[0] = index
     cells[1] = layer
     cells[2] = np.tile(group, layers)
@@ -133,7 +155,8 @@ def _cells_of_pass(index: int, group: IntArray, position: IntArray, kinds: IntAr
     cells[5] = np.where(layer > 0, base + np.arange(layers * width) - width, -1)
     cells[7] = np.where(layer > 0, index * (layers - 1) + layer - 1, -1)
     cells[8] = np.tile(np.arange(width) == 0, layers)
-    cells[9] = width
+    cells[9] = (group != _PAUSE).sum()
+    cells[10] = width
     return cells
 
 

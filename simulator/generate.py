@@ -85,7 +85,7 @@ class _Draft:
         slots = buffer_slots(placed.runtime, placed.policy.prefetch, placed.ahead)
         draft = cls(placed, grid, flops, bytes_, kernels, ids, cell, operation.astype(np.int8), row, slots)
         draft.takes = np.full(len(row), -1, np.int8)
-        draft.frees = np.full(len(row), -1, np.int8)
+        draft.frees = np.zeros(len(row), np.int8)
         return draft
 
     def has(self, name: str) -> npt.NDArray[np.bool_]:
@@ -108,7 +108,9 @@ class _Draft:
     def free(self, buffer: BufferName, name: str, at: npt.NDArray[np.bool_] | None = None) -> None:
         """Note that an operation gives a slot back when it ends."""
         tasks = self.ids[OP[name], :-1]
-        self.frees[tasks[(tasks >= 0) if at is None else (tasks >= 0) & at]] = BUFFERS.index(buffer)
+        self.frees[tasks[(tasks >= 0) if at is None else (tasks >= 0) & at]] |= np.int8(
+            1 << BUFFERS.index(buffer)
+        )
 
     def finish(self, played: Window) -> Schedule:
         """Gather the columns."""
@@ -162,7 +164,7 @@ def _work(placed: Placed, grid: Grid) -> tuple[FloatArray, FloatArray, FloatArra
 
 def _embedding_rows(placed: Placed, grid: Grid, bytes_: FloatArray) -> None:
     """Scale the look-up of embedding rows to where this layout has the table."""
-    table = placed.layer_bytes[0] if placed.layer_bytes[0].any() else placed.layer_bytes[-1]
+    table = placed.layer_bytes[-1 if placed.model.tied_embeddings else 0]
     on_disk, off_gpu = table[2] / table.sum(), (table[1] + table[2]) / table.sum()
     size = placed.model.hidden_bytes * (grid.kinds.sequences * grid.kinds.new)[grid.work]
     here = (grid.kind == CellKind.EMBED) * size
@@ -172,7 +174,7 @@ def _embedding_rows(placed: Placed, grid: Grid, bytes_: FloatArray) -> None:
 
 def _target(placed: Placed, grid: Grid) -> IntArray:
     """Give the layer whose weights a cell loads, counted through all passes; -1 for none. [V]"""
-    total = int(grid.weights.max()) + 1
+    total = _layers_played(grid)
     target = np.where(grid.kind == CellKind.START, grid.weights, grid.weights + placed.policy.prefetch)
     return np.where((grid.weights >= 0) & (target < total), target, -1)
 
@@ -183,7 +185,7 @@ def _row_shift(placed: Placed, grid: Grid) -> IntArray:
         return np.array([placed.ahead * (operation.stage == "after") for operation in OPERATIONS])
     shift = np.zeros(len(OPERATIONS), dtype=np.int64)
     on_cpu = bool(placed.policy.cpu_attention.cpu or placed.policy.cpu_attention.disk)
-    enough = int(grid.count.max()) > 2
+    enough = int(grid.count[grid.kind < CellKind.START].min()) > 2
     for name in _LOADS:
         shift[OP[name]] = -1 if enough or "cache" in name else 0
     for name in _STORES:
@@ -235,13 +237,18 @@ def _last_cell_of_group_above(grid: Grid) -> IntArray:
     before = grid.before
     here = (grid.kind == CellKind.EMBED) & (before >= 0)
     # The head's cell lies whole layers after the embedding's in the same pass.
-    return np.where(here, before + heads * grid.count[before], -1)
+    return np.where(here, before + heads * grid.width[before], -1)
+
+
+def _layers_played(grid: Grid) -> int:
+    """Count the layers with weights through all passes; there may be fewer than START cells."""
+    return int(grid.weights[grid.kind < CellKind.START].max()) + 1
 
 
 def _layer_edges(draft: _Draft) -> tuple[IntArray, IntArray]:
     """Give the first and last cell of every layer with weights, counted through all passes. [M] each"""
     numbered = np.where(draft.grid.kind == CellKind.START, -1, draft.grid.weights)
-    total = int(draft.grid.weights.max()) + 1
+    total = _layers_played(draft.grid)
     first, last = np.full(total, -1), np.full(total, -1)
     cells = np.nonzero(numbered >= 0)[0]
     first[numbered[cells[::-1]]] = cells[::-1]

@@ -15,11 +15,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import yaml
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
 from simulator.errors import InputError
-from simulator.schema import Record, decode, read_yaml
+from simulator.schema import Record, StrictLoader, decode, read_yaml
 from simulator.units import (
     BYTE_RATE,
     BYTES,
@@ -35,6 +37,7 @@ from simulator.units import (
 DType = Literal["float32", "bfloat16", "float16", "int8"]
 TierName = Literal["gpu", "cpu", "disk"]
 LaneName = Literal["gpu", "cpu", "h2d", "d2h", "disk_read", "disk_write"]
+Factor = Annotated[float, Field(gt=0.0, le=64.0, strict=True)]
 SourceKind = Literal["datasheet", "measured", "fitted", "published", "assumed"]
 
 TIERS: tuple[TierName, ...] = ("gpu", "cpu", "disk")
@@ -76,7 +79,7 @@ class Tier(Record):
 
 
 class Roofline(Record):
-    """How long a kernel takes: ``t = latency + ((FLOP/flops)^q + (bytes/bandwidth)^q)^(1/q)``, q = sharpness.
+    """How long kernels take: ``t = kernels latency + ((FLOP/flops)^q + (bytes/bandwidth)^q)^(1/q)``, q = sharpness.
 
     A large sharpness is the classical roofline (the larger of the two), 1 is their sum.
     """
@@ -84,8 +87,24 @@ class Roofline(Record):
     flops: FlopRate
     bandwidth: ByteRate
     latency: Seconds = Field(default=0.0, validate_default=False)
-    sharpness: Annotated[float, Field(ge=1.0, le=64.0)] = 4.0
+    sharpness: Annotated[float, Field(ge=1.0, le=64.0, strict=True)] = 4.0
     source: str
+
+    def seconds(self, flops: ArrayLike, bytes_: ArrayLike, kernels: ArrayLike = 1.0) -> NDArray[np.float64]:
+        """Give the time of work done in a number of kernels, elementwise. [s]
+
+        Never below FLOP/flops or bytes/bandwidth, and without latency proportional to the work.
+
+        >>> line = Roofline(flops="10 TFLOP/s", bandwidth="1 TB/s", latency="5 us", sharpness=1, source="made up")
+        >>> float(line.seconds(flops=1e9, bytes_=2e8, kernels=2))
+        0.00031
+        """
+        compute = np.divide(flops, self.flops)
+        memory = np.divide(bytes_, self.bandwidth)
+        longer, shorter = np.maximum(compute, memory), np.minimum(compute, memory)
+        ratio = np.divide(shorter, longer, out=np.zeros_like(longer), where=longer > 0.0)
+        smooth = longer * (1.0 + ratio**self.sharpness) ** (1.0 / self.sharpness)
+        return np.asarray(np.multiply(kernels, self.latency) + smooth)
 
 
 class Peaks(Record):
@@ -198,8 +217,8 @@ class Capacity(Record):
     """
 
     bandwidth: ByteRate | None = None
-    share: Annotated[float, Field(gt=0.0, le=64.0)] | None = None
-    lanes: dict[LaneName, Annotated[float, Field(gt=0.0, le=64.0)]] = Field(min_length=1)
+    share: Factor | None = None
+    lanes: dict[LaneName, Factor] = Field(min_length=1)
     source: str
 
     @model_validator(mode="after")

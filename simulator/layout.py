@@ -226,7 +226,8 @@ def _whole(split: Split, units: int) -> Split:
 
 
 def _whole_share(share: float, units: float) -> float:
-    return round(share * units) / units if units >= 1 else 0.0
+    whole = round(units)
+    return round(share * whole) / whole if whole else 0.0
 
 
 def _split(amounts: FloatArray) -> Split:

@@ -133,10 +133,10 @@ def _sample_runs(numbers: range, admissions: set[int], max_passes: int) -> dict[
 
 def _steady(policy: Policy, workload: Workload, stagger: int, max_passes: int | None) -> Window:
     """One period of the steady state: warm-up passes, the period, and one pass that closes it."""
-    periods = max(1, -(-6 // stagger))
-    start = stagger * max(1, -(-3 // stagger))
+    periods = max(1, -(-3 // stagger))
+    start = stagger * -(-(workload.gen_len + 2) // stagger)  # cohorts in flight are numbered from 0
     length = periods * stagger
-    uncounted = dict.fromkeys([*range(start - 3, start), start + length], 0.0)
+    uncounted = dict.fromkeys([*range(start - 2, start), start + length], 0.0)
     counted = _counted(range(start, start + length), stagger, workload.gen_len, None, max_passes)
     edges = [Pass(p, pass_at(p, stagger, workload.gen_len).cohorts, 0.0) for p in uncounted]
     passes = tuple(sorted([*counted, *edges], key=lambda one: one.number))

@@ -40,6 +40,7 @@ class Runtime(Record):
             output is awaited, so that CPU attention overlaps GPU work.
         dequantize: quantised weights are expanded once a pass or once a group.
         fused_attention: prompt attention never materialises the scores.
+        splits_prompts: a group's prompts may be computed in smaller batches than its single tokens.
         page_tokens: tokens in a block of the paged cache; 0 is a contiguous, pre-allocated cache.
         schedules: the traversals it can run.
         slots: how many buffers of each kind it allocates.
@@ -53,6 +54,7 @@ class Runtime(Record):
     attention_lookahead: Annotated[int, Field(ge=0, le=1)]
     dequantize: Literal["per_pass", "per_group"]
     fused_attention: bool
+    splits_prompts: bool
     page_tokens: Annotated[int, Field(ge=0, le=4096)]
     schedules: tuple[ScheduleName, ...]
     slots: BufferSlots = BufferSlots()

@@ -38,7 +38,7 @@ class Task:
     kernels: float
     waits_for: tuple[int, ...]
     takes: BufferName | None
-    frees: BufferName | None
+    frees: tuple[BufferName, ...]
 
     def __str__(self) -> str:
         """Write the task on one line: ``12 h2d load_cache p1 l3 g0 waits 4,9 takes cache``."""
@@ -51,7 +51,7 @@ class Task:
         if self.takes:
             parts.append(f"takes {self.takes}")
         if self.frees:
-            parts.append(f"frees {self.frees}")
+            parts.append("frees " + ",".join(self.frees))
         return " ".join(parts)
 
 
@@ -70,7 +70,8 @@ class Schedule:
         kernels: launches or copies. [N]
         waits_for: numbers of earlier tasks, -1 for none. [N, W]
         takes: index into ``BUFFERS`` of the slot held from the start of the task, -1 for none. [N]
-        frees: the same of the slot given back at its end. [N]
+        frees: a bit for each buffer, in the order of ``BUFFERS``, of which a slot is given back at its
+            end. [N]
         slots: how many slots each buffer has.
         window: the passes that are played.
     """
@@ -108,7 +109,7 @@ class Schedule:
             kernels=float(self.kernels[number]),
             waits_for=tuple(int(other) for other in self.waits_for[number] if other >= 0),
             takes=BUFFERS[takes] if takes >= 0 else None,
-            frees=BUFFERS[frees] if frees >= 0 else None,
+            frees=tuple(name for bit, name in enumerate(BUFFERS) if frees >> bit & 1),
         )
 
     def tasks(self) -> Iterator[Task]:

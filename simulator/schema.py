@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -21,21 +23,34 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
-class _StrictLoader(yaml.CSafeLoader):
-    """YAML's safe loader, which also refuses a key that is given twice in one mapping."""
+class YAMLFault(Exception):  # noqa: N818 - it never reaches the user under this name
+    """Text that cannot be read as YAML; says why, and whoever knows where the text came from says where."""
+
+
+_LARGEST = 100_000  # values in one YAML file
+_DEEPEST = 50  # levels of nesting in one YAML file
+
+
+class StrictLoader(yaml.CSafeLoader):
+    """YAML's safe loader, which also refuses a key that is given twice in one mapping and keeps dates as text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own table, read only
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping.
 
         Raises:
-            InputError: a key stands twice.
+            YAMLFault: a key stands twice.
         """
         seen: set[object] = set()
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode):
                 if key_node.value in seen:
                     line = key_node.start_mark.line + 1
-                    raise InputError(f"line {line}: the key {key_node.value!r} is given twice; keep one")
+                    raise YAMLFault(f"line {line}: the key {key_node.value!r} is given twice; keep one")
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -59,14 +74,40 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: unreadable, not YAML, or not a mapping.
     """
-    text = read_text(path)
     try:
-        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of the safe loader
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        return _mapping(parse_yaml(read_text(path)), path)
+    except YAMLFault as fault:
+        raise InputError(f"{path}: {fault}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """Read YAML text as plain data in which no two places are the same object, so that one can be changed.
+
+    Raises:
+        YAMLFault: not YAML, a key given twice, or aliases that never end.
+    """
+    if _bracket_depth(text) > _DEEPEST:
+        raise YAMLFault("nested too deeply; write it flat")
+    try:
+        return _unshared(yaml.load(text, Loader=StrictLoader), 0, itertools.count())  # noqa: S506 - a safe loader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML ({_first_line(error)})") from None
-    return _mapping(data, path)
+        raise YAMLFault(f"not valid YAML ({_first_line(error)})") from None
+
+
+def _bracket_depth(text: str) -> int:
+    """Bound the nesting of flow collections; the C parser descends without asking for Python's leave."""
+    steps = (1 if sign in "[{" else -1 for sign in text if sign in "[{]}")
+    return max(itertools.accumulate(steps), default=0)
+
+
+def _unshared(node: Any, depth: int, serial: Iterator[int]) -> Any:
+    if depth > _DEEPEST or next(serial) > _LARGEST:
+        raise YAMLFault("too large, or it refers to itself without end; write the values out")
+    if isinstance(node, dict):
+        return {key: _unshared(value, depth + 1, serial) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_unshared(value, depth + 1, serial) for value in node]
+    return node
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -90,32 +90,32 @@ def loads_after(instance: Instance, state: State, waiting: int) -> Iterator[tupl
     """
     held = instance.held
     for layer in range(instance.layers):
-        fixed: list[int] = []
-        growing: dict[int, int] = {}
-        for done in state:
-            if done % instance.layers != layer:
-                fixed.append(done)
-            elif held[done + 1] <= held[done]:
-                fixed.append(done + 1)
-            else:
-                growing[done] = growing.get(done, 0) + 1
-        fixed = [done for done in fixed if done < instance.end]
+        fixed, growing = _split(instance, state, layer)
         if layer == 0 and waiting:
             growing[0] = waiting
         room = instance.capacity - sum(held[done] for done in fixed)
         room -= sum(held[done] * count for done, count in growing.items())
         for chosen in _choices(list(growing.items()), held, room):
             rows = list(fixed)
-            admitted = 0
             for (done, count), advance in zip(growing.items(), chosen, strict=True):
-                rows += [done + 1] * advance
-                if done:
-                    rows += [done] * (count - advance)
-                else:
-                    admitted = advance
+                rows += [done + 1] * advance + [done] * (count - advance if done else 0)
             after = tuple(sorted(rows))
             if after != state:
-                yield after, admitted
+                yield after, chosen[list(growing).index(0)] if 0 in growing else 0
+
+
+def _split(instance: Instance, state: State, layer: int) -> tuple[list[int], dict[int, int]]:
+    """Return the rows a load leaves no choice about, and those whose KV would grow: (progress: count)."""
+    fixed: list[int] = []
+    growing: dict[int, int] = {}
+    for done in state:
+        if done % instance.layers != layer:
+            fixed.append(done)
+        elif instance.held[done + 1] > instance.held[done]:
+            growing[done] = growing.get(done, 0) + 1
+        elif done + 1 < instance.end:
+            fixed.append(done + 1)
+    return fixed, growing
 
 
 def _choices(classes: list[tuple[int, int]], held: Sequence[int], room: int) -> Iterator[tuple[int, ...]]:
@@ -149,7 +149,7 @@ def optimal_loads(instance: Instance, num_rows: int) -> int:
 
 
 def brute_force_loads(instance: Instance, num_rows: int) -> int:
-    """Return the fewest layer loads, by 0-1 search square by square on (progress of each row, loaded layer)."""
+    """Return the fewest layer loads, by 0-1 search by single squares on (progress, loaded layer)."""
     held, end = instance.held, instance.end
     start = ((0,) * num_rows, -1)
     best = {start: 0}
@@ -242,7 +242,7 @@ class SteadyGraph:
         return cls(source, target, squares, instance.end)
 
     def cheaper_cycle(self, ratio: Fraction) -> Fraction | None:
-        """Return loads per row of a cycle that costs less than ``ratio``, by Bellman-Ford; None if none does."""
+        """Return loads per row of a cycle that costs less than ``ratio``, by Bellman-Ford, or None."""
         cost = ratio.denominator * self.end - ratio.numerator * self.squares
         first_in = np.flatnonzero(np.diff(self.target, prepend=-1))
         reached = self.target[first_in]
@@ -400,22 +400,24 @@ def live_peak(squares: Sequence[Square]) -> int:
     return peak
 
 
-def furthest_use_reads(squares: Sequence[Square], fast: int) -> int:
+def furthest_use_reads(squares: Sequence[Square], fast: int, preload: bool = False) -> int:
     """Return the fewest reads for squares in this order: whatever is needed last is evicted first.
 
     All that a square needs must be resident at once; what it appends may stay if it is worth its place.
+    With ``preload``, fast memory begins full of the weights that are best to have.
     """
     upcoming: dict[tuple[object, ...], deque[int]] = {}
     for at, square in enumerate(squares):
         for unit in square.needs:
             upcoming.setdefault(unit, deque()).append(at)
-    resident: set[tuple[object, ...]] = set()
+    resident = {unit for unit in upcoming if preload and unit[0] == "w"}
     reads = 0
 
     def keep(room: int) -> None:
         alive = sorted((unit for unit in resident if upcoming.get(unit)), key=lambda unit: upcoming[unit][0])
         resident.intersection_update(alive[:room])
 
+    keep(fast)
     for square in squares:
         assert len(square.needs) <= fast, "a square does not fit"
         reads += sum(unit not in resident for unit in square.needs)

@@ -1,0 +1,1 @@
+"""Doing: torch layers, tensor store, lanes, run, probes."""

@@ -1,0 +1,139 @@
+"""The certified ceiling: no schedule whatsoever on this machine is faster.
+
+Whatever the order of the work, the live KV cache cannot exceed the memory that the weights leave free, so the
+weights must be gone through at least ``k / C`` times a sequence (``planner.bounds``; proof in
+``docs/bounds.md``). That, the compute, and the bytes that must cross each link bound the time per sequence
+from below. Two things are free: the sweeps over the weights per sequence (``rho``), and the share of
+attention that the CPU computes (``x``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pulp
+
+from planner.bounds import kv_bytes_read, sweep_rate_range
+from planner.program import Problem
+from simulator.cost import Rates
+from simulator.operations import OP, OPERATIONS, CellKind, Shape, layer_weight_bytes, total_weight_bytes
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """A bound on throughput [tok/s], and the resource that sets it."""
+
+    throughput_tok_s: float
+    bound_by: str
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """What one sequence needs, whatever the schedule. Bytes and seconds."""
+
+    swept: float  # weights that every sweep goes through, as stored
+    swept_expanded: float  # the same at 16 bits, as the kernels read them
+    cache_read: float  # KV that its attention reads, as stored
+    cache_expanded: float  # the same at 16 bits
+    matmul_seconds: float  # matrix products at the asymptotic rate
+    prompt_seconds: float  # attention over the prompt
+    attention_seconds: float  # attention of single tokens, if the GPU computes it
+    cpu_seconds: float  # the same, if the CPU computes it
+
+
+def ceiling(problem: Problem, shapes: list[Shape]) -> Ceiling:
+    """Bound the throughput of any schedule that stores weights and cache in one of the given forms."""
+    return max((_ceiling_of(problem, shape) for shape in shapes), key=lambda each: each.throughput_tok_s)
+
+
+def _ceiling_of(problem: Problem, shape: Shape) -> Ceiling:
+    tiers = problem.hardware.tiers
+    gpu, host = tiers["gpu"].usable, tiers["cpu"].usable
+    everything = gpu + host + tiers["disk"].usable
+    one = _sequence(problem, shape)
+    room = everything - total_weight_bytes(problem.model, shape)
+    if room <= 0:
+        return Ceiling(0.0, "memory")
+    count = problem.workload.num_prompts or math.inf
+    low, high = sweep_rate_range(one.cache_read, room, problem.workload.gen_len, count)
+    program = pulp.LpProblem("ceiling", pulp.LpMinimize)
+    time = program.add_variable("time", lowBound=0)
+    rho = program.add_variable("rho", lowBound=low, upBound=max(low, high))
+    share = program.add_variable("cpu_attention", lowBound=0, upBound=1)
+    program.setObjective(time)
+    best = _best_rates(problem)
+    gpu_attention = (1 - share) * one.attention_seconds + one.prompt_seconds
+    matmul = OPERATIONS[OP["mlp"]]
+    hbm = best.roofline(matmul).bandwidth
+    expand = problem.hardware.engines["gpu"].conversion.dequantize
+    # Bytes that are read into a fast memory of m: each sweep finds at most m of what it needs there.
+    rows = {
+        "gpu": [one.matmul_seconds + gpu_attention, rho * (one.swept_expanded / hbm) + gpu_attention],
+        "cpu": [share * one.cpu_seconds],
+        "h2d": [
+            rho * (max(0.0, one.swept - gpu) / best.copy("h2d").bandwidth),
+            rho * ((one.swept - gpu) / best.copy("h2d").bandwidth)
+            + (1 - share) * (one.cache_read / best.copy("h2d").bandwidth),
+        ],
+        "disk_read": [
+            rho * ((one.swept - gpu - host) / best.copy("disk_read").bandwidth)
+            + one.cache_read / best.copy("disk_read").bandwidth
+        ],
+    }
+    if shape.weight_bits < 16:
+        # Expanded weights may stay on the GPU; the rest is expanded once a sweep.
+        again = max(0.0, one.swept_expanded - gpu)
+        rows["gpu"].append(one.matmul_seconds + gpu_attention + rho * (again / expand))
+    names = []
+    for resource, forms in rows.items():
+        for form in forms:
+            names.append((resource, f"row{len(names)}"))
+            program.addConstraint(time >= form, names[-1][1])
+    program.solve(pulp.HiGHS(msg=False, threads=1))
+    prices = {name: float(program.constraints[name].pi or 0.0) for _, name in names}
+    bound_by = max(names, key=lambda pair: prices[pair[1]])[0]
+    return Ceiling(problem.workload.gen_len / float(time.value()), bound_by)
+
+
+def _best_rates(problem: Problem) -> Rates:
+    """Rates of pinned or pageable copies, whichever is faster."""
+    pinned = Rates(problem.hardware, problem.model.dtype, pinned=True)
+    pageable = Rates(problem.hardware, problem.model.dtype, pinned=False)
+    return max(pinned, pageable, key=lambda rates: rates.copy("h2d").bandwidth)
+
+
+def _sequence(problem: Problem, shape: Shape) -> _Sequence:
+    """Sum the work of one sequence's life at the asymptotic rates of the kernels."""
+    model, workload = problem.model, problem.workload
+    best = _best_rates(problem)
+    tokens = workload.prompt_len + workload.gen_len - 1
+    linear = model.num_layers * (model.linear_flops("qkv") + model.linear_flops("mlp"))
+    flops = tokens * linear + workload.gen_len * model.linear_flops("head")
+    prompt = OPERATIONS[OP["attend_prompt"]]
+    attend, attend_cpu = OPERATIONS[OP["attend"]], OPERATIONS[OP["attend_cpu"]]
+    read = kv_bytes_read(1.0, workload.prompt_len, workload.gen_len) * model.num_layers
+    expanded = read * model.kv_bytes_per_token
+    positions = np.arange(1, workload.gen_len)
+    attention = model.num_layers * float(
+        model.attention_flops(np.ones(len(positions)), workload.prompt_len + positions - 1.0).sum()
+    )
+
+    def least(operation: str, work: float, moved: float) -> float:
+        roofline = best.roofline(OPERATIONS[OP[operation]])
+        return max(work / roofline.flops, moved / roofline.bandwidth)
+
+    prompt_flops = model.num_layers * model.attention_flops(float(workload.prompt_len), 0.0)
+    layers = model.num_layers * model.weight_bytes(model.layer_weights())
+    head = layer_weight_bytes(model, shape, CellKind.HEAD)
+    return _Sequence(
+        swept=model.num_layers * layer_weight_bytes(model, shape, CellKind.BLOCK) + head,
+        swept_expanded=layers + head,
+        cache_read=read * model.kv_bytes(shape.cache_bits, shape.quant_group),
+        cache_expanded=expanded,
+        matmul_seconds=flops / best.roofline(OPERATIONS[OP["mlp"]]).flops,
+        prompt_seconds=least(prompt.name, float(prompt_flops), 0.0),
+        attention_seconds=least(attend.name, attention, expanded),
+        cpu_seconds=least(attend_cpu.name, attention, expanded),
+    )

@@ -1,0 +1,261 @@
+"""The command line: ``planner plan``, ``planner simulate`` and what belongs to them."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from planner.make_plan import Request, make_plan
+from planner.pins import parse_pins
+from planner.plan import Plan, read_plan
+from planner.program import Problem
+from planner.report import print_plan
+from planner.search import Options
+from simulator.errors import InputError, PlannerError
+from simulator.hardware import load_profile, shipped_profiles
+from simulator.model_config import catalogue_names, load_model
+from simulator.runtime import load_runtime, runtime_names
+from simulator.schema import decode
+from simulator.units import DURATION, GIB
+from simulator.workload import Workload
+
+_FORMATS = click.Choice(["text", "json"])
+
+
+class _Group(click.Group):
+    """Turns errors for people into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except PlannerError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            click.echo(f"error: {_one_line(str(error))}", err=True)
+            ctx.exit(error.exit_code)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n"))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="offload-planner", prog_name="planner")
+def cli(debug: bool) -> None:
+    """Plan, simulate and run large language models on machines they do not fit in."""
+
+
+@cli.command()
+@click.option("--hw", "hardware", required=True, metavar="NAME|PATH", help="Machine: a shipped profile or a file.")
+@click.option("--model", required=True, metavar="NAME|PATH", help="Model: from the catalogue, or a config.json.")
+@click.option("--prompt-len", default="512", show_default=True, metavar="TOKENS", help="Tokens of a prompt.")
+@click.option("--gen-len", default="32", show_default=True, metavar="TOKENS", help="Tokens generated from each.")
+@click.option("--num-prompts", metavar="COUNT", help="How many prompts wait  [default: a long queue]")
+@click.option("--max-latency", metavar="TIME", help='Limit from admission to last token, such as "600 s".')
+@click.option(
+    "--quantize",
+    type=click.Choice(["none", "weights", "cache", "both", "auto"]),
+    default="none",
+    show_default=True,
+    help="What may be stored in 4 bits; auto lets the planner choose.",
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["zigzag", "diagonal", "row", "auto"]),
+    default="auto",
+    show_default=True,
+    help="How the work may be traversed.",
+)
+@click.option("--runtime", default="reference", show_default=True, metavar="NAME", help="Engine that runs the plan.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a figure of the machine.")
+@click.option("--fix", "fixed", multiple=True, metavar="NAME=VALUE", help="Pin a policy variable.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this file (JSON).")
+@click.option("--format", "output", type=_FORMATS, default="text", show_default=True, help="What to print.")
+def plan(  # noqa: PLR0913 - one parameter per option
+    hardware: str,
+    model: str,
+    prompt_len: str,
+    gen_len: str,
+    num_prompts: str | None,
+    max_latency: str | None,
+    quantize: Any,
+    schedule: Any,
+    runtime: str,
+    overrides: tuple[str, ...],
+    fixed: tuple[str, ...],
+    out: Path | None,
+    output: str,
+) -> None:
+    """Find the best way to run a model on a machine, and say what to expect.
+
+    \b
+    planner plan --hw a100-80 --model opt-175b
+    planner plan --hw t4-16 --model opt-30b --fix gpu_batch=48 --fix num_groups=3
+    planner plan --hw a100-80 --model opt-175b --set tiers.cpu.capacity="512 GiB"
+    """
+    problem = Problem(
+        hardware=load_profile(hardware, overrides),
+        model=load_model(model),
+        workload=_workload(prompt_len, gen_len, num_prompts),
+        runtime=load_runtime(runtime),
+        max_latency=_duration(max_latency),
+    )
+    request = Request(problem, Options(quantize, schedule, parse_pins(fixed)), overrides)
+    console = Console(stderr=True)
+    with console.status("planning"):
+        result = make_plan(request)
+    if out is not None:
+        _write(out, result.to_json())
+    _show(result, output)
+    if out is not None and output == "text":
+        click.echo(f"\nwritten: {out}")
+
+
+@cli.command()
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="Write a Chrome/Perfetto trace here.")
+@click.option("--passes", type=click.IntRange(min=1), metavar="COUNT", help="Play a sample of passes  [default: all]")
+@click.option("--hw", "hardware", metavar="NAME|PATH", help="Play it on another machine than the plan's.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a figure of the machine.")
+@click.option("--format", "output", type=_FORMATS, default="text", show_default=True, help="What to print.")
+def simulate(
+    plan_file: Path,
+    trace: Path | None,
+    passes: int | None,
+    hardware: str | None,
+    overrides: tuple[str, ...],
+    output: str,
+) -> None:
+    """Play a plan task by task, and write its timeline.
+
+    \b
+    planner simulate plan.json --trace out.json
+    """
+    from planner.replay import replay  # noqa: PLC0415 - pulls in the trace writer only here
+
+    console = Console(stderr=True)
+    with console.status("simulating"):
+        outcome = replay(read_plan(plan_file), hardware, overrides, passes, trace)
+    click.echo(outcome.to_json() if output == "json" else outcome.text(), nl=False)
+
+
+@cli.command()
+@click.option("--format", "output", type=_FORMATS, default="text", show_default=True, help="What to print.")
+def hardware(output: str) -> None:
+    """List the machines that come with the planner."""
+    profiles = [load_profile(name) for name in shipped_profiles()]
+    if output == "json":
+        _echo_json({profile.name: profile.model_dump(mode="json", exclude_none=True) for profile in profiles})
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("name", "GPU memory", "DRAM", "disk", "USD/h", "machine"):
+        table.add_column(name, justify="left" if name in ("name", "machine") else "right", no_wrap=name == "name")
+    for profile in profiles:
+        rent = f"{profile.cost.rent:.2f}" if profile.cost and profile.cost.rent else "-"
+        sizes = [f"{profile.tiers[tier].capacity / GIB:.4g} GiB" for tier in ("gpu", "cpu", "disk")]
+        table.add_row(profile.name, *sizes, rent, profile.description)
+    Console().print(table)
+
+
+@cli.command()
+@click.option("--format", "output", type=_FORMATS, default="text", show_default=True, help="What to print.")
+def models(output: str) -> None:
+    """List the models of the catalogue."""
+    specs = [load_model(name) for name in catalogue_names()]
+    if output == "json":
+        _echo_json({spec.name: {"parameters": spec.num_parameters} for spec in specs})
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("name", "parameters", "16-bit weights", "layers", "KV per token"):
+        table.add_column(name, justify="left" if name == "name" else "right")
+    for spec in specs:
+        size = spec.weight_bytes([*spec.embed_weights(), *spec.head_weights()])
+        size += spec.num_layers * spec.weight_bytes(spec.layer_weights())
+        table.add_row(
+            spec.name,
+            f"{spec.num_parameters:,}",
+            f"{size / GIB:.4g} GiB",
+            str(spec.num_layers),
+            f"{spec.num_layers * spec.kv_bytes_per_token / 1024:.4g} KiB",
+        )
+    Console().print(table)
+
+
+@cli.command()
+def runtimes() -> None:
+    """List the engines that a plan can be made for."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name in runtime_names():
+        table.add_row(name, load_runtime(name).description)
+    Console().print(table)
+
+
+def _workload(prompt_len: str, gen_len: str, num_prompts: str | None) -> Workload:
+    texts = {"prompt_len": prompt_len, "gen_len": gen_len, "num_prompts": num_prompts}
+    values = {name: _count(name, text) for name, text in texts.items() if text is not None}
+    return decode(Workload, values, "workload")
+
+
+def _count(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        option = name.replace("_", "-")
+        raise InputError(f"--{option}: expected a whole number such as 512; got {text!r}") from None
+
+
+def _duration(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        seconds = DURATION.parse(text)
+    except ValueError as error:
+        raise InputError(f"--max-latency: {error}") from None
+    if seconds <= 0:
+        raise InputError(f"--max-latency: it must be more than 0; got {text!r}")
+    return seconds
+
+
+def _show(result: Plan, output: str) -> None:
+    if output == "json":
+        click.echo(result.to_json(), nl=False)
+    else:
+        print_plan(result, Console(width=None if sys.stdout.isatty() else 110))
+
+
+def _echo_json(data: object) -> None:
+    import json  # noqa: PLC0415
+
+    click.echo(json.dumps(data, indent=2))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written ({(error.strerror or 'unknown').lower()})") from None
+
+
+def main() -> None:
+    """Enter from the shell."""
+    try:
+        cli.main(prog_name="planner")
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""From a candidate to a simulated plan: lay it out, make sure that it fits, play it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from planner.program import Problem, memory_limit
+from planner.search import Candidate, normal_split
+from simulator.hardware import TIERS, TierName
+from simulator.layout import Placed, lay_out, shape_of
+from simulator.operations import total_weight_bytes
+from simulator.policy import Policy
+from simulator.simulate import Prediction, Simulation, simulate
+
+#: Tasks that ranking may spend on one candidate, and that the chosen plan's simulation may take.
+RANKING_TASKS = 120_000
+FINAL_TASKS = 600_000
+_TASKS_PER_CELL = 10
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A candidate as laid out and simulated."""
+
+    candidate: Candidate
+    placed: Placed
+    prediction: Prediction
+    simulation: Simulation
+
+
+def fit(problem: Problem, policy: Policy, *, movable: bool = True) -> Placed | None:
+    """Lay a policy out; while a tier is overfull by rounding, move weights down or drop groups.
+
+    Returns None if it cannot be made to fit. ``movable`` is off for a policy that the user pinned.
+    """
+    weights = total_weight_bytes(problem.model, shape_of(policy))
+    for _ in range(12):
+        placed = lay_out(problem.model, problem.runtime, problem.workload, policy)
+        over = overfull(problem, placed)
+        if not over:
+            return placed
+        if not movable:
+            return None
+        changed = _make_room(problem, policy, over, weights)
+        if changed is None:
+            return None
+        policy = changed
+    return None
+
+
+def overfull(problem: Problem, placed: Placed) -> dict[TierName, float]:
+    """Give the bytes by which each tier is overfull. [B]"""
+    over: dict[TierName, float] = {}
+    for tier, uses in placed.peak_memory().items():
+        _, most = memory_limit(problem.hardware, tier, pinned=placed.policy.pinned)
+        excess = sum(uses.values()) - most
+        if excess > 1.0:
+            over[tier] = excess
+    return over
+
+
+def _make_room(
+    problem: Problem, policy: Policy, over: dict[TierName, float], weights: float
+) -> Policy | None:
+    split: dict[TierName, float] = {tier: getattr(policy.weights, tier) for tier in TIERS}
+    for tier, slower in zip(TIERS, TIERS[1:], strict=False):
+        moved = min(split[tier], 1.05 * over.get(tier, 0.0) / weights)
+        if moved > 0.0:
+            split[tier] -= moved
+            split[slower] += moved
+            return policy.model_copy(update={"weights": normal_split(*split.values())})
+    cohorts = policy.cohorts(problem.workload.gen_len)
+    fewer = (math.floor(policy.num_groups * 0.97) // cohorts) * cohorts
+    return policy.model_copy(update={"num_groups": fewer}) if fewer >= cohorts else None
+
+
+def passes_within(problem: Problem, policy: Policy, tasks: int) -> int:
+    """Give how many passes a simulation may play so that it stays within a number of tasks."""
+    parts = policy.num_groups * (problem.model.num_layers + 2) * _TASKS_PER_CELL
+    return max(5, min(problem.workload.gen_len + 1, tasks // parts))
+
+
+def evaluate(
+    problem: Problem, candidate: Candidate, tasks: int = RANKING_TASKS, *, movable: bool = True
+) -> Evaluated | None:
+    """Lay out and simulate a candidate; None if its layout does not fit."""
+    placed = fit(problem, candidate.policy, movable=movable)
+    if placed is None:
+        return None
+    passes = passes_within(problem, placed.policy, tasks)
+    prediction, simulation = simulate(placed, problem.hardware, passes)
+    return Evaluated(candidate, placed, prediction, simulation)
+

@@ -1,0 +1,83 @@
+"""Why nothing fits: which memory is short, by how much, and the smallest change that would help."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from planner.program import Outer, Problem, Program
+from planner.search import Options, roots, smallest_block
+from simulator.hardware import TIERS, TierName
+from simulator.units import GIB
+
+_MARGIN = 1.02  # rounding to whole tensors needs a little more than the program
+
+
+def explain(problem: Problem, options: Options) -> str:
+    """Say in one line why no plan exists for a problem."""
+    best: tuple[float, str] | None = None
+    for root in roots(problem, options):
+        found = _least_change(problem, options, root)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+    name = f"{problem.model.name} on {problem.hardware.name}"
+    if best is None:
+        if problem.max_latency is not None:
+            without = explain_latency(problem, options)
+            if without:
+                return f"{name}: {without}"
+        return f"{name}: the pinned variables contradict each other; drop one --fix"
+    return f"{name} does not fit: {best[1]}"
+
+
+def explain_latency(problem: Problem, options: Options) -> str | None:
+    """Say what latency the program reaches if the limit is what makes the problem infeasible."""
+    fastest: float | None = None
+    for root in roots(replace(problem, max_latency=None), options):
+        outer, block = smallest_block(problem, options, root)
+        solution = Program(replace(problem, max_latency=None), outer, block).solve()
+        if solution is not None:
+            every = root.stagger or problem.workload.gen_len
+            latency = solution.seconds * block * problem.workload.gen_len / every
+            fastest = latency if fastest is None else min(fastest, latency)
+    if fastest is None:
+        return None
+    return (
+        f"no plan keeps the latency limit of {problem.max_latency:g} s; "
+        f"the smallest block takes at least {fastest:.4g} s, so raise --max-latency"
+    )
+
+
+def _least_change(problem: Problem, options: Options, root: Outer) -> tuple[float, str] | None:
+    """Find the least memory that makes the smallest block fit: on one tier if that is enough, else on several."""
+    outer, block = smallest_block(problem, options, root)
+    unlimited = replace(problem, max_latency=None)
+    program = Program(unlimited, outer, block)
+    enough: dict[TierName, float] = {}
+    for tier in TIERS:
+        missing = program.shortfall((tier,))
+        if missing is not None:
+            enough[tier] = missing[tier]
+    if enough and min(enough.values()) <= 1.0:
+        return None  # memory is not what is short
+    if enough:
+        changes = " or ".join(
+            f"{size * _MARGIN / GIB:.3g} GiB more {tier} memory"
+            for tier, size in sorted(enough.items(), key=lambda item: item[1])
+        )
+        tier = min(enough, key=enough.__getitem__)
+        return enough[tier], (
+            f"{tier} memory is short by {enough[tier] / GIB:.3g} GiB even for {_smallest(outer, block)}; "
+            f"it would fit with {changes}"
+        )
+    several = program.shortfall(TIERS)
+    if several is None:
+        return None
+    short = {tier: size for tier, size in several.items() if size > 1.0}
+    parts = " and ".join(f"{tier} memory by {size / GIB:.3g} GiB" for tier, size in short.items())
+    return sum(short.values()), f"short are {parts}, even for {_smallest(outer, block)}; add that much"
+
+
+def _smallest(outer: Outer, block: int) -> str:
+    groups = block // outer.gpu_batch
+    one = "one group" if groups == 1 else f"{groups} groups"
+    return f"{one} of {outer.gpu_batch} sequence{'s' if outer.gpu_batch > 1 else ''}"

@@ -1,0 +1,142 @@
+"""Prices: what one more unit of each resource is worth in tokens per second, from the program's duals.
+
+By the envelope theorem the optimum moves with a figure of the machine as the rows do at the optimum, weighted
+by their duals. The rows are made again from a machine with the figure changed a little, so every figure that
+the cost model reads has a price, also where it enters non-linearly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from planner.program import Outer, Problem, Program, Solution
+from simulator.hardware import HardwareProfile
+from simulator.schema import Record
+from simulator.units import GB, GIB, TFLOP
+
+_STEP = 1e-4  # relative change of a figure
+
+
+class Price(Record):
+    """Worth of one more unit of a resource, with everything else as it is. [tok/s per unit]"""
+
+    resource: str
+    unit: str
+    tok_s_per_unit: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a machine: its name in reports, its unit, how to read and how to change it."""
+
+    name: str
+    unit: str
+    size: float
+    paths: tuple[tuple[str, ...], ...]
+
+    def value(self, hardware: HardwareProfile) -> float:
+        """Read the figure in SI units."""
+        node: object = hardware
+        for key in self.paths[0]:
+            node = node[key] if isinstance(node, dict) else getattr(node, key)
+        assert isinstance(node, float | int)
+        return float(node)
+
+    def scaled(self, hardware: HardwareProfile, factor: float) -> HardwareProfile:
+        """Give the machine with the figure multiplied."""
+        for path in self.paths:
+            hardware = _scaled(hardware, path, factor)
+        return hardware
+
+
+def _scaled(node: Any, path: tuple[str, ...], factor: float) -> Any:
+    if not path:
+        return node * factor
+    key, rest = path[0], path[1:]
+    if isinstance(node, dict):
+        return node | {key: _scaled(node[key], rest, factor)}
+    return node.model_copy(update={key: _scaled(getattr(node, key), rest, factor)})
+
+
+def figures(problem: Problem, outer: Outer) -> list[Figure]:
+    """List the figures of the machine that have a price for a plan's choices."""
+    hardware = problem.hardware
+    host = "pinned" if outer.pinned else "pageable"
+    dtype = hardware.engines["gpu"].compute_dtype(problem.model.dtype)
+    gpu = ("engines", "gpu")
+    found = [
+        Figure(f"{tier} memory", "GiB", GIB, (("tiers", tier, "capacity"),)) for tier in ("gpu", "cpu", "disk")
+    ]
+    if outer.pinned and hardware.tiers["cpu"].pinnable is not None:
+        found[1] = Figure("cpu memory (pinned)", "GiB", GIB, (("tiers", "cpu", "pinnable"),))
+    found += [
+        Figure("h2d", "GB/s", GB, (("links", "h2d", host, "bandwidth"),)),
+        Figure("d2h", "GB/s", GB, (("links", "d2h", host, "bandwidth"),)),
+        Figure("disk_read", "GB/s", GB, (("links", "disk_read", "bandwidth"),)),
+        Figure("disk_write", "GB/s", GB, (("links", "disk_write", "bandwidth"),)),
+        Figure("gpu matrix products", "TFLOP/s", TFLOP, ((*gpu, "matmul", dtype, "flops"),)),
+        Figure(
+            "gpu memory bandwidth",
+            "GB/s",
+            GB,
+            tuple((*gpu, *path, "bandwidth") for path in (("matmul", dtype), ("attention", "decode"))),
+        ),
+        Figure("cpu attention", "GB/s", GB, (("engines", "cpu", "attention", "decode", "bandwidth"),)),
+    ]
+    found += [
+        Figure(name, "GB/s", GB, (("capacities", name, "bandwidth"),))
+        for name, capacity in hardware.capacities.items()
+        if capacity.bandwidth is not None
+    ]
+    return found
+
+
+def prices(problem: Problem, outer: Outer, solution: Solution) -> list[Price]:
+    """Price every figure at an optimum of the program with the block open, dearest first in its effect."""
+    base = _residuals(problem, outer, solution)
+    result = []
+    for figure in figures(problem, outer):
+        changed = replace(problem, hardware=figure.scaled(problem.hardware, 1 + _STEP))
+        moved = _residuals(changed, outer, solution)
+        # d(seconds) = sum over rows of multiplier x change of (terms - constant); multipliers are -duals.
+        change = sum(-solution.duals[name] * (moved[name] - base[name]) for name in base)
+        step = _STEP * figure.value(problem.hardware) / figure.size
+        per_unit = -solution.throughput / solution.seconds * change / step
+        result.append(Price(resource=figure.name, unit=figure.unit, tok_s_per_unit=per_unit + 0.0))
+    return result
+
+
+def _residuals(problem: Problem, outer: Outer, solution: Solution) -> dict[str, float]:
+    """Evaluate ``terms - constant`` of every row at a solution."""
+    program = Program(problem, outer)
+    values = solution.values
+    return {
+        row.name: sum(value * values[name] for name, value in row.terms.items()) - row.constant
+        for row in program.rows
+    }
+
+
+def limits(solution: Solution) -> dict[str, dict[str, float]]:
+    """Give, for the passes with and without an admission, each resource's share of what sets their time.
+
+    The duals of the rows that bound a phase's time sum to 1; those of the whole period count for both.
+    """
+    shares: dict[str, dict[str, float]] = {"prefill": {}, "decode": {}}
+    phases: dict[str, tuple[str, ...]] = {
+        "admission": ("prefill",),
+        "others": ("decode",),
+        "period": ("prefill", "decode"),
+    }
+    for name, dual in solution.duals.items():
+        resource, _, phase = name.partition(", ")
+        for target in phases.get(phase, ()):
+            if -dual > 1e-9:
+                shares[target][resource] = shares[target].get(resource, 0.0) - dual
+    return {phase: _normalised(found) for phase, found in shares.items()}
+
+
+def _normalised(found: dict[str, float]) -> dict[str, float]:
+    total = sum(found.values())
+    return {name: value / total for name, value in sorted(found.items(), key=lambda item: -item[1])}
+

@@ -1,0 +1,137 @@
+"""The rules of a legal schedule, independent of the generator.
+
+What must happen follows from the model, the policy, the passes played and the layout; a schedule is judged
+by what its tasks say and by the orders that waits and in-order lanes guarantee, whatever tasks take.
+
+    graph       every wait is for an earlier task; the lane is the operation's
+    work        every operation that is due stands there as often as it is due, with its FLOPs and bytes
+    layer order layers are computed in order, pass by pass
+    order       data is there before it is used (``check_order.NEEDS``)
+    weights     a layer's loads, and before each of them its part of the disk share
+    prefetch    weights are loaded at most ``prefetch`` layers ahead
+    slots       every slot taken is given back once, and taken again only when its users have ended
+    barrier     where the runtime says so, tasks issued before a barrier end before those after it start
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from simulator.check_order import order_violations, weight_violations
+from simulator.check_slots import slot_violations
+from simulator.check_tasks import Index, Violation
+from simulator.check_work import work_violations
+from simulator.cost import LANE_OF_OPERATION
+from simulator.errors import PlannerError
+from simulator.hardware import LANES
+from simulator.layout import Placed
+from simulator.operations import OP, OPERATIONS
+from simulator.schedule import Schedule
+
+__all__ = ["ScheduleError", "Violation", "check", "violations"]
+
+_COMPUTES = ("embed", "qkv", "head")
+_IN_ORDER = (("embed", "qkv"), ("mlp", "head"))  # projections may run ahead of outputs
+_AROUND = 3  # tasks printed before and after the one at fault
+
+
+class ScheduleError(PlannerError):
+    """A schedule breaks a rule: a fault of this program, not of its input."""
+
+
+def check(schedule: Schedule, placed: Placed) -> None:
+    """Check that a schedule does what its layout asks, in an order that is safe under any timing.
+
+    Raises:
+        ScheduleError: it breaks a rule; the message names the first fault and prints the tasks around it.
+    """
+    found = violations(schedule, placed)
+    if found:
+        raise ScheduleError(_explain(schedule, found))
+
+
+def violations(schedule: Schedule, placed: Placed) -> list[Violation]:
+    """List what is wrong with a schedule; faults of graph or work hide those of order."""
+    found = list(_graph_violations(schedule))
+    if found:
+        return found
+    index = Index.of(schedule)
+    found += work_violations(schedule, placed, index)
+    if found:
+        return found
+    found += _layer_violations(schedule)
+    found += order_violations(index)
+    found += weight_violations(schedule, placed, index)
+    found += slot_violations(schedule, placed, index)
+    if placed.runtime.synchronization == "barrier":
+        found += _barrier_violations(schedule, index)
+    return found
+
+
+def _graph_violations(schedule: Schedule) -> Iterator[Violation]:
+    """Every wait is for an earlier task, operations and places exist, lanes match operations."""
+    layers = int(schedule.layer.max(initial=-1))
+    for number, (code, lane) in enumerate(
+        zip(schedule.operation.tolist(), schedule.lane.tolist(), strict=True)
+    ):
+        if not 0 <= code < len(OPERATIONS):
+            yield Violation("graph", number, f"there is no operation {code}")
+        elif lane != LANE_OF_OPERATION[code]:
+            wrong = LANES[lane] if 0 <= lane < len(LANES) else lane
+            yield Violation("graph", number, f"{OPERATIONS[code].name} does not run on lane {wrong}")
+    for number, others in enumerate(schedule.waits_for.tolist()):
+        for other in others:
+            if other >= number:
+                yield Violation("graph", number, f"it waits for task {other}, which is not earlier")
+    passes = schedule.pass_index
+    if len(passes) and not (0 <= passes.min() and passes.max() < len(schedule.window.passes)):
+        yield Violation("graph", int(passes.argmax()), f"there are {len(schedule.window.passes)} passes")
+    if layers < 0:
+        yield Violation("graph", 0, "it has no tasks")
+
+
+def _layer_violations(schedule: Schedule) -> Iterator[Violation]:
+    """Layers are computed in order, pass by pass."""
+    pass_index, layer = schedule.pass_index.tolist(), schedule.layer.tolist()
+    for names in _IN_ORDER:
+        latest = (-1, -1)
+        for number in np.nonzero(np.isin(schedule.operation, [OP[name] for name in names]))[0].tolist():
+            place = (pass_index[number], layer[number])
+            if place < latest:
+                yield Violation("layer order", number, f"pass {latest[0]} had come to layer {latest[1]}")
+            latest = max(latest, place)
+
+
+def _barrier_violations(schedule: Schedule, index: Index) -> Iterator[Violation]:
+    """A barrier stands between the computations of any two cells, and separates what is issued around it."""
+    sync, computes = OP["sync"], {OP[name] for name in _COMPUTES}
+    last_of_lane = [-1] * len(LANES)
+    barrier, computed = -1, False
+    for number, code in enumerate(schedule.operation.tolist()):
+        if code == sync:
+            for other in last_of_lane:
+                if other >= 0 and not index.before(other, number):
+                    yield Violation("barrier", number, f"task {other} need not have ended")
+            barrier, computed = number, False
+        else:
+            if barrier >= 0 and not index.before(barrier, number):
+                yield Violation("barrier", number, f"it need not wait for the barrier {barrier}")
+            if code in computes:
+                if computed:
+                    yield Violation("barrier", number, "no barrier stands between it and the cell before")
+                computed = True
+        last_of_lane[schedule.lane[number]] = number
+    if computed:
+        yield Violation("barrier", len(schedule) - 1, "no barrier follows the last cell")
+
+
+def _explain(schedule: Schedule, found: list[Violation]) -> str:
+    first = found[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    lines = [f"the schedule breaks the rule {first.rule!r} at task {first.task}: {first.message}{more}"]
+    if len(schedule):
+        around = range(max(0, first.task - _AROUND), min(len(schedule), first.task + _AROUND + 1))
+        lines += [f"{'>' if number == first.task else ' '} {schedule.task(number)}" for number in around]
+    return "\n".join(lines)

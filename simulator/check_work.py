@@ -1,0 +1,150 @@
+"""What must happen: every sequence in flight, once in every layer of every pass, with all its work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from simulator.check_tasks import Index, Place, Violation
+from simulator.layout import Placed
+from simulator.operations import LAYER_OPERATIONS, OP, OPERATIONS, CellKind, Cells, cell_work
+from simulator.schedule import Schedule
+
+_CLOSE = 1e-9
+
+#: FLOPs, bytes and kernels (or copies).
+Amount = tuple[float, float, float]
+
+
+def work_violations(schedule: Schedule, placed: Placed, index: Index) -> Iterator[Violation]:
+    """Compare the tasks of every operation with those that are due."""
+    due = due_work(schedule, placed)
+    last = max(0, len(schedule) - 1)
+    for operation in OPERATIONS:
+        name = operation.name
+        if name in LAYER_OPERATIONS or operation.cost == "none":
+            continue
+        wanted, found = due[name], index.cells[name]
+        for place in sorted(wanted.keys() - found.keys()):
+            yield Violation("work", last, f"{name} is missing at {_show(place)}")
+        for place, numbers in found.items():
+            yield from _compare(schedule, name, place, numbers, wanted.get(place, []))
+    yield from _layer_loads(schedule, placed, index)
+
+
+def _compare(
+    schedule: Schedule, name: str, place: Place, numbers: list[int], wanted: list[Amount]
+) -> Iterator[Violation]:
+    if len(numbers) != len(wanted):
+        message = f"{name} stands {len(numbers)} times at {_show(place)}; {len(wanted)} are due"
+        yield Violation("work", numbers[-1], message)
+        return
+    for number, amounts in zip(numbers, wanted, strict=True):
+        columns = (schedule.flops, schedule.bytes, schedule.kernels)
+        for what, column, amount in zip(("FLOPs", "bytes", "kernels"), columns, amounts, strict=True):
+            if abs(column[number] - amount) > _CLOSE * max(amount, 1.0):
+                message = f"{name} has {column[number]:.9g} {what}; {amount:.9g} are due"
+                yield Violation("work", number, message)
+
+
+def due_work(schedule: Schedule, placed: Placed) -> dict[str, dict[Place, list[Amount]]]:
+    """List the work that is due at every place, one entry for each part of a prompt.
+
+    Amounts are those of ``simulator.operations`` for a cell of its kind and position.
+    """
+    policy, model = placed.policy, placed.model
+    per_cohort = policy.num_groups // policy.cohorts(placed.workload.gen_len)
+    parts = policy.gpu_batch // policy.prompts_together
+    amounts = _amounts(schedule, placed)
+    due: dict[str, dict[Place, list[Amount]]] = {operation.name: {} for operation in OPERATIONS}
+    for pass_index, one in enumerate(schedule.window.passes):
+        for layer in range(model.num_layers + 2):
+            for cohort, position in one.cohorts:
+                each = amounts[_kind(layer, model.num_layers), position]
+                for group in range(cohort * per_cohort, (cohort + 1) * per_cohort):
+                    for name, amount in each.items():
+                        count = parts if position == 0 else 1
+                        due[name][pass_index, layer, group] = [amount] * count
+    if placed.runtime.dequantize == "per_pass":
+        due["dequantize_weights"] = _first_of_layers(schedule, due["dequantize_weights"])
+    return due
+
+
+def _amounts(schedule: Schedule, placed: Placed) -> dict[tuple[CellKind, int], dict[str, Amount]]:
+    """Give the operations that are due in a cell of each kind and position, with their work."""
+    positions = sorted({position for one in schedule.window.passes for _, position in one.cohorts})
+    policy, workload = placed.policy, placed.workload
+    kinds = (CellKind.EMBED, CellKind.BLOCK, CellKind.HEAD)
+    places = [(kind, position) for kind in kinds for position in positions]
+    cells = Cells(
+        kind=np.array([int(kind) for kind, _ in places]),
+        sequences=np.array([float(policy.gpu_batch if t else policy.prompts_together) for _, t in places]),
+        new=np.array([1.0 if t else float(workload.prompt_len) for _, t in places]),
+        cached=np.array([float(workload.prompt_len + t - 1 if t else 0) for _, t in places]),
+    )
+    amounts: dict[tuple[CellKind, int], dict[str, Amount]] = {place: {} for place in places}
+    for name, work in cell_work(placed.model, placed.shape, placed.runtime, cells).items():
+        flops, bytes_ = work.flops @ placed.placement, work.bytes @ placed.placement
+        for row, place in enumerate(places):
+            size = float(bytes_[row]) * _table_share(name, placed)
+            if flops[row] + size > 0:
+                amounts[place][name] = (float(flops[row]), size, float(work.kernels[row]))
+    return amounts
+
+
+def _table_share(name: str, placed: Placed) -> float:
+    """Correct embedding rows from the share of all weights on a tier to that of the table itself."""
+    if name not in ("read_embeddings", "load_embeddings"):
+        return 1.0
+    tied = placed.model.tied_embeddings
+    _, on_cpu, on_disk = (placed.layer_bytes[-1 if tied else 0] / placed.layer_bytes[-1 if tied else 0].sum())
+    weights = placed.layout.weights
+    if name == "read_embeddings":
+        return float(on_disk / weights.disk) if weights.disk else 0.0
+    return float((on_cpu + on_disk) / (weights.cpu + weights.disk)) if weights.cpu + weights.disk else 0.0
+
+
+def _first_of_layers(
+    schedule: Schedule, due: dict[Place, list[Amount]]
+) -> dict[Place, list[Amount]]:
+    """Keep what is due once a layer where its first cell is: the group whose projections come first."""
+    first: dict[tuple[int, int], Place] = {}
+    for number in np.nonzero(schedule.operation == OP["qkv"])[0].tolist():
+        place = (int(schedule.pass_index[number]), int(schedule.layer[number]), int(schedule.group[number]))
+        first.setdefault(place[:2], place)
+    return {place: due[place][:1] for place in first.values() if place in due}
+
+
+def _layer_loads(schedule: Schedule, placed: Placed, index: Index) -> Iterator[Violation]:
+    """The bytes of every layer are read and loaded once in every pass; a layer on the GPU never."""
+    sizes = {"read_weights": placed.layer_bytes[:, 2], "load_weights": placed.layer_bytes[:, 1:].sum(axis=1)}
+    last = max(0, len(schedule) - 1)
+    for name in LAYER_OPERATIONS:
+        for pass_index in range(len(schedule.window.passes)):
+            for layer in range(placed.model.num_layers + 2):
+                size = float(sizes[name][layer]) if layer else 0.0
+                numbers = index.layers[name].get((pass_index, layer), [])
+                moved = float(schedule.bytes[numbers].sum())
+                if abs(moved - size) > _CLOSE * max(size, 1.0):
+                    message = f"{name} moves {moved:.9g} of {size:.9g} bytes of p{pass_index} l{layer}"
+                    yield Violation("work", numbers[-1] if numbers else last, message)
+                yield from _even_pieces(schedule, name, numbers)
+
+
+def _even_pieces(schedule: Schedule, name: str, numbers: list[int]) -> Iterator[Violation]:
+    """Pieces of one layer are of equal size, and each is one copy."""
+    for number in numbers:
+        piece = schedule.bytes[numbers[0]]
+        if schedule.kernels[number] != 1 or abs(schedule.bytes[number] - piece) > _CLOSE * piece:
+            yield Violation("work", number, f"{name} is not one copy of an equal piece of its layer")
+
+
+def _kind(layer: int, num_layers: int) -> CellKind:
+    if layer == 0:
+        return CellKind.EMBED
+    return CellKind.BLOCK if layer <= num_layers else CellKind.HEAD
+
+
+def _show(place: Place) -> str:
+    return f"p{place[0]} l{place[1]} g{place[2]}"

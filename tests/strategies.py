@@ -1,0 +1,148 @@
+"""Small worlds for hypothesis: models, machines, runtimes, workloads, policies, and layouts made of them.
+
+Everything is small enough that a whole run has some hundreds of tasks. Sizes are multiples of 8, and
+``eighths`` draws splits that fall on whole rows of every tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from simulator.hardware import HardwareProfile, load_profile
+from simulator.layout import Placed, lay_out
+from simulator.model import ModelSpec
+from simulator.model_config import parse_config
+from simulator.policy import CpuAttention, Policy, Split, cohorts_in_flight
+from simulator.runtime import Runtime, load_runtime
+from simulator.schema import decode
+from simulator.workload import Workload
+
+_RATES = ("bandwidth", "flops", "dequantize", "quantize")
+
+
+@st.composite
+def models(draw: st.DrawFn, max_layers: int = 3) -> ModelSpec:
+    """Draw a model of 1 to ``max_layers`` blocks, in the family of OPT or of Llama, with tied tables or not."""
+    heads, head_dim = draw(st.sampled_from([2, 4])), draw(st.sampled_from([8, 16]))
+    config: dict[str, Any] = {
+        "hidden_size": heads * head_dim,
+        "num_hidden_layers": draw(st.integers(1, max_layers)),
+        "num_attention_heads": heads,
+        "vocab_size": draw(st.sampled_from([64, 512])),
+        "max_position_embeddings": 126,
+        "tie_word_embeddings": draw(st.booleans()),
+        "dtype": "float16",
+    }
+    if draw(st.booleans()):
+        config |= {"model_type": "opt", "ffn_dim": 4 * heads * head_dim}
+    else:
+        kv_heads = draw(st.sampled_from([heads, heads // 2]))
+        config |= {"model_type": "llama", "intermediate_size": 128, "num_key_value_heads": kv_heads}
+    return parse_config(config, "small")
+
+
+@st.composite
+def machines(draw: st.DrawFn, *, latency: bool | None = None, shared: bool = True) -> HardwareProfile:
+    """Draw a machine like ``t4-16`` whose achieved rates are lower by random factors.
+
+    Args:
+        draw: hypothesis.
+        latency: False removes all latencies, True keeps them, None draws which.
+        shared: False removes the shared capacities.
+    """
+    keep = draw(st.booleans()) if latency is None else latency
+    data = load_profile("t4-16").model_dump(mode="json", exclude_none=True)
+    for engine in data["engines"].values():
+        for section in ("matmul", "attention", "conversion"):
+            _scale(draw, engine[section], keep)
+    _scale(draw, data["links"], keep)
+    if not shared:
+        data["capacities"] = {}
+    elif data["capacities"]:
+        data["capacities"]["dram"]["bandwidth"] = f"{draw(st.sampled_from([2e9, 1e10, 8e10])):.0f} B/s"
+    return decode(HardwareProfile, data, "hardware")
+
+
+def _scale(draw: st.DrawFn, node: dict[str, Any], latency: bool) -> None:
+    """Lower the achieved rates in nested data by factors, and drop latencies."""
+    for key, value in node.items():
+        if key == "latency" and not latency:
+            node[key] = "0 s"
+        elif key in _RATES and isinstance(value, str):
+            number, _, unit = value.partition(" ")
+            node[key] = f"{float(number) * draw(st.sampled_from([0.05, 0.3, 1.0]))!r} {unit}"
+        elif isinstance(value, dict):
+            _scale(draw, value, latency)
+
+
+@st.composite
+def runtimes(draw: st.DrawFn, *, grain: str | None = None) -> Runtime:
+    """Draw ``reference`` or ``flexgen``, with either grain, and of the former other details too."""
+    runtime = load_runtime(draw(st.sampled_from(["reference", "reference", "flexgen"])))
+    changes: dict[str, Any] = {"grain": grain or draw(st.sampled_from(["tensor", "row"]))}
+    if runtime.synchronization == "dependency":
+        changes["attention_lookahead"] = draw(st.integers(0, 1))
+        changes["weight_loads"] = draw(st.sampled_from(["chunked", "burst"]))
+        changes["dequantize"] = draw(st.sampled_from(["per_pass", "per_group"]))
+        names = type(runtime.slots).model_fields
+        slots = {name: draw(st.integers(1, 3)) for name in names} if draw(st.booleans()) else {}
+        changes["slots"] = runtime.slots.model_copy(update=slots)
+    changes["page_tokens"] = draw(st.sampled_from([0, 1, 16]))
+    return runtime.model_copy(update=changes)
+
+
+def splits(*, eighths: bool = False) -> st.SearchStrategy[Split]:
+    """Draw three fractions that sum to 1, often whole ones; ``eighths`` draws multiples of 1/8."""
+    fraction = st.integers(0, 8).map(lambda eighth: eighth / 8)
+    if not eighths:
+        fraction = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1, allow_subnormal=False))
+    cuts = st.tuples(fraction, fraction).map(sorted)
+    return cuts.map(lambda cut: Split(gpu=cut[0], cpu=cut[1] - cut[0], disk=1 - cut[1]))
+
+
+def workloads(*, finite: bool | None = None) -> st.SearchStrategy[Workload]:
+    """Draw prompts of 1 to 40 tokens of which 1 to 6 follow; ``finite`` None draws whether they end."""
+    count: st.SearchStrategy[int | None] = st.integers(1, 30)
+    if finite is not True:
+        count = st.none() if finite is False else st.one_of(st.none(), count)
+    return st.builds(Workload, prompt_len=st.integers(1, 40), gen_len=st.integers(1, 6), num_prompts=count)
+
+
+@st.composite
+def policies(
+    draw: st.DrawFn, runtime: Runtime, workload: Workload, *, eighths: bool = False, max_groups: int = 4
+) -> Policy:
+    """Draw a policy that the runtime can run: any schedule, split, share of CPU attention, bits, batches."""
+    stagger = None
+    if "diagonal" in runtime.schedules:
+        stagger = draw(st.one_of(st.none(), st.integers(1, workload.gen_len + 1)))
+    cohorts = cohorts_in_flight(stagger, workload.gen_len)
+    prompt_batch = draw(st.sampled_from([1, 2])) if runtime.splits_prompts else None
+    share = st.sampled_from([0.0, 0.5, 1.0])
+    return Policy(
+        gpu_batch=(prompt_batch or 1) * draw(st.integers(1, 3)),
+        num_groups=cohorts * draw(st.integers(1, max(1, max_groups // cohorts))),
+        weights=draw(splits(eighths=eighths)),
+        cache=draw(splits()),
+        activations=draw(splits()),
+        cpu_attention=CpuAttention(cpu=draw(share), disk=draw(share)),
+        weight_bits=draw(st.sampled_from([16, 16, 8, 4])),
+        cache_bits=draw(st.sampled_from([16, 16, 8, 4])),
+        quant_group=draw(st.sampled_from([16, 64])),
+        stagger=stagger,
+        prompt_batch=prompt_batch,
+        pinned=draw(st.booleans()),
+        prefetch=draw(st.integers(1, 3)),
+    )
+
+
+@st.composite
+def layouts(
+    draw: st.DrawFn, *, finite: bool | None = None, grain: str | None = None, eighths: bool = False
+) -> Placed:
+    """Draw a model, a runtime, a workload and a policy, and lay them out."""
+    runtime, workload = draw(runtimes(grain=grain)), draw(workloads(finite=finite))
+    policy = draw(policies(runtime, workload, eighths=eighths))
+    return lay_out(draw(models()), runtime, workload, policy)
