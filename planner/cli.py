@@ -11,12 +11,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from planner.choices import Options
 from planner.make_plan import Request, make_plan
 from planner.pins import parse_pins
 from planner.plan import Plan, read_plan
 from planner.program import Problem
 from planner.report import print_plan
-from planner.search import Options
 from simulator.errors import InputError, PlannerError
 from simulator.hardware import load_profile, shipped_profiles
 from simulator.model_config import catalogue_names, load_model

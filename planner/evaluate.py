@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from planner.program import Problem, memory_limit
-from planner.search import Candidate, normal_split
+from planner.blocks import Candidate, normal_split
 from simulator.hardware import TIERS, TierName
 from simulator.layout import Placed, lay_out, shape_of
 from simulator.operations import total_weight_bytes
@@ -21,12 +21,13 @@ _TASKS_PER_CELL = 10
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A candidate as laid out and simulated."""
+    """A candidate as laid out and simulated; ``found_as`` is what the search gave."""
 
     candidate: Candidate
     placed: Placed
     prediction: Prediction
     simulation: Simulation
+    found_as: Candidate
 
 
 def fit(problem: Problem, policy: Policy, *, movable: bool = True) -> Placed | None:
@@ -90,5 +91,5 @@ def evaluate(
         return None
     passes = passes_within(problem, placed.policy, tasks)
     prediction, simulation = simulate(placed, problem.hardware, passes)
-    return Evaluated(candidate, placed, prediction, simulation)
+    return Evaluated(candidate, placed, prediction, simulation, candidate)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from planner.choices import Options, roots, smallest_block
 from planner.program import Outer, Problem, Program
-from planner.search import Options, roots, smallest_block
 from simulator.hardware import TIERS, TierName
 from simulator.units import GIB
 
@@ -64,7 +64,7 @@ def _least_change(problem: Problem, options: Options, root: Outer) -> tuple[floa
             f"{size * _MARGIN / GIB:.3g} GiB more {tier} memory"
             for tier, size in sorted(enough.items(), key=lambda item: item[1])
         )
-        tier = min(enough, key=enough.__getitem__)
+        tier = [name for name in TIERS if name in enough][-1]  # the slowest that would do
         return enough[tier], (
             f"{tier} memory is short by {enough[tier] / GIB:.3g} GiB even for {_smallest(outer, block)}; "
             f"it would fit with {changes}"

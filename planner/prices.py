@@ -43,20 +43,24 @@ class Figure:
         assert isinstance(node, float | int)
         return float(node)
 
-    def scaled(self, hardware: HardwareProfile, factor: float) -> HardwareProfile:
-        """Give the machine with the figure multiplied."""
+    def step(self, hardware: HardwareProfile) -> float:
+        """Give a small change of the figure in SI units."""
+        return _STEP * (self.value(hardware) or self.size)
+
+    def raised(self, hardware: HardwareProfile, amount: float) -> HardwareProfile:
+        """Give the machine with the figure raised by an amount in SI units."""
         for path in self.paths:
-            hardware = _scaled(hardware, path, factor)
+            hardware = _raised(hardware, path, amount)
         return hardware
 
 
-def _scaled(node: Any, path: tuple[str, ...], factor: float) -> Any:
+def _raised(node: Any, path: tuple[str, ...], amount: float) -> Any:
     if not path:
-        return node * factor
+        return node + amount
     key, rest = path[0], path[1:]
     if isinstance(node, dict):
-        return node | {key: _scaled(node[key], rest, factor)}
-    return node.model_copy(update={key: _scaled(getattr(node, key), rest, factor)})
+        return node | {key: _raised(node[key], rest, amount)}
+    return node.model_copy(update={key: _raised(getattr(node, key), rest, amount)})
 
 
 def figures(problem: Problem, outer: Outer) -> list[Figure]:
@@ -97,12 +101,12 @@ def prices(problem: Problem, outer: Outer, solution: Solution) -> list[Price]:
     base = _residuals(problem, outer, solution)
     result = []
     for figure in figures(problem, outer):
-        changed = replace(problem, hardware=figure.scaled(problem.hardware, 1 + _STEP))
+        step = figure.step(problem.hardware)
+        changed = replace(problem, hardware=figure.raised(problem.hardware, step))
         moved = _residuals(changed, outer, solution)
         # d(seconds) = sum over rows of multiplier x change of (terms - constant); multipliers are -duals.
         change = sum(-solution.duals[name] * (moved[name] - base[name]) for name in base)
-        step = _STEP * figure.value(problem.hardware) / figure.size
-        per_unit = -solution.throughput / solution.seconds * change / step
+        per_unit = -solution.throughput / solution.seconds * change / (step / figure.size)
         result.append(Price(resource=figure.name, unit=figure.unit, tok_s_per_unit=per_unit + 0.0))
     return result
 

@@ -68,7 +68,7 @@ def _section(title: str, body: RenderableType) -> list[RenderableType]:
 
 def _heading(plan: Plan) -> Text:
     work = plan.workload
-    queue = "a long queue of prompts" if work.num_prompts is None else f"{work.num_prompts} prompts"
+    queue = "a long queue of prompts" if work.num_prompts is None else _count(work.num_prompts, "prompt")
     return Text.assemble(
         (f"{plan.model.name} on {plan.hardware.name}", "bold"),
         f"   {queue}, {work.prompt_len} tokens in, {work.gen_len} out, runtime {plan.runtime.name}\n",
@@ -76,6 +76,10 @@ def _heading(plan: Plan) -> Text:
         f" simulated; at most {plan.bounds.lp_tok_s:.4g} by the placement program for this block, "
         f"{plan.bounds.ceiling_tok_s:.4g} for any schedule whatsoever",
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _grid(*justify: str) -> Table:
@@ -91,7 +95,7 @@ def _policy(plan: Plan) -> Table:
     table.add_row("schedule", _schedule_words(plan))
     together = f", prompts {policy.prompts_together} at a time" if policy.prompts_together != policy.gpu_batch else ""
     table.add_row(
-        "block", f"{policy.block} sequences: {policy.num_groups} groups of {policy.gpu_batch}{together}"
+        "block", f"{_count(policy.block, 'sequence')}: {_count(policy.num_groups, 'group')} of {policy.gpu_batch}{together}"
     )
     table.add_row("weights", f"{_where(plan.policy.weights)}{_bits(policy.weight_bits)}")
     table.add_row("KV cache", f"{_where(policy.cache)}{_bits(policy.cache_bits)}")

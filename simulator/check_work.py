@@ -136,7 +136,8 @@ def _even_pieces(schedule: Schedule, name: str, numbers: list[int]) -> Iterator[
     """Pieces of one layer are of equal size, and each is one copy."""
     for number in numbers:
         piece = schedule.bytes[numbers[0]]
-        if schedule.kernels[number] != 1 or abs(schedule.bytes[number] - piece) > _CLOSE * piece:
+        even = abs(schedule.bytes[number] - piece) <= _CLOSE * piece
+        if not even or schedule.kernels[number] != 1 or schedule.flops[number]:
             yield Violation("work", number, f"{name} is not one copy of an equal piece of its layer")
 
 

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
 from simulator.errors import InputError
-from simulator.schema import Record, StrictLoader, decode, read_yaml
+from simulator.schema import Record, YAMLFault, decode, parse_yaml, read_yaml
 from simulator.units import (
     BYTE_RATE,
     BYTES,
@@ -32,6 +32,7 @@ from simulator.units import (
     PricePerHour,
     Seconds,
     Watts,
+    shortened,
 )
 
 DType = Literal["float32", "bfloat16", "float16", "int8"]
@@ -55,7 +56,7 @@ class Source(Record):
 
 
 class Tier(Record):
-    """A memory: its capacity, what must stay free of the plan, how much of it can be pinned. [B]"""
+    """A memory: its capacity, what must stay free of the plan, how much of it can be pinned [B]."""
 
     capacity: Bytes
     reserve: Bytes = Field(default=0.0, validate_default=False)
@@ -66,7 +67,8 @@ class Tier(Record):
     def _reserve_fits(self) -> Self:
         if self.reserve > self.capacity:
             raise ValueError(
-                f"reserve {BYTES.format(self.reserve)} exceeds capacity {BYTES.format(self.capacity)}; lower it"
+                f"reserve {BYTES.format(self.reserve)} exceeds capacity {BYTES.format(self.capacity)};"
+                " lower it"
             )
         if self.pinnable is not None and self.pinnable > self.capacity:
             raise ValueError("pinnable exceeds capacity; lower it")
@@ -74,14 +76,14 @@ class Tier(Record):
 
     @property
     def usable(self) -> float:
-        """Bytes that a plan may fill. [B]"""
+        """Bytes that a plan may fill [B]."""
         return self.capacity - self.reserve
 
 
 class Roofline(Record):
-    """How long kernels take: ``t = kernels latency + ((FLOP/flops)^q + (bytes/bandwidth)^q)^(1/q)``, q = sharpness.
+    """How long kernels take: ``kernels * latency + ((FLOP/flops)^q + (bytes/bandwidth)^q)^(1/q)``.
 
-    A large sharpness is the classical roofline (the larger of the two), 1 is their sum.
+    q is the sharpness: a large one is the classical roofline (the larger of the two), 1 is their sum.
     """
 
     flops: FlopRate
@@ -91,11 +93,11 @@ class Roofline(Record):
     source: str
 
     def seconds(self, flops: ArrayLike, bytes_: ArrayLike, kernels: ArrayLike = 1.0) -> NDArray[np.float64]:
-        """Give the time of work done in a number of kernels, elementwise. [s]
+        """Give the time of work done in a number of kernels, elementwise [s].
 
         Never below FLOP/flops or bytes/bandwidth, and without latency proportional to the work.
 
-        >>> line = Roofline(flops="10 TFLOP/s", bandwidth="1 TB/s", latency="5 us", sharpness=1, source="made up")
+        >>> line = Roofline(flops="10 TFLOP/s", bandwidth="1 TB/s", latency="5 us", sharpness=1, source="s")
         >>> float(line.seconds(flops=1e9, bytes_=2e8, kernels=2))
         0.00031
         """
@@ -141,16 +143,15 @@ class Engine(Record):
 
     @model_validator(mode="after")
     def _achieved_below_peak(self) -> Self:
-        highest = max(self.peak.flops.values())
+        highest, memory = max(self.peak.flops.values()), self.peak.memory_bandwidth
         for dtype, kernel in self.matmul.items():
             if dtype not in self.peak.flops:
                 raise ValueError(f"matmul.{dtype} has no peak; add peak.flops.{dtype}")
             _below(f"matmul.{dtype}.flops", kernel.flops, self.peak.flops[dtype], FLOP_RATE.format)
-            _below(f"matmul.{dtype}.bandwidth", kernel.bandwidth, self.peak.memory_bandwidth, BYTE_RATE.format)
+            _below(f"matmul.{dtype}.bandwidth", kernel.bandwidth, memory, BYTE_RATE.format)
         for phase, kernel in (("prefill", self.attention.prefill), ("decode", self.attention.decode)):
             _below(f"attention.{phase}.flops", kernel.flops, highest, FLOP_RATE.format)
-            limit = self.peak.memory_bandwidth
-            _below(f"attention.{phase}.bandwidth", kernel.bandwidth, limit, BYTE_RATE.format)
+            _below(f"attention.{phase}.bandwidth", kernel.bandwidth, memory, BYTE_RATE.format)
         return self
 
     def compute_dtype(self, dtype: DType) -> DType:
@@ -160,7 +161,7 @@ class Engine(Record):
         """
         for choice in (dtype, *_SIXTEEN_BIT, "float32"):
             if choice in self.matmul:
-                return choice  # type: ignore[return-value]
+                return choice
         return next(iter(self.matmul))
 
 
@@ -245,7 +246,7 @@ class HardwareProfile(Record):
     tiers: dict[TierName, Tier]
     engines: dict[Literal["gpu", "cpu"], Engine]
     links: Links
-    capacities: dict[str, Capacity] = {}
+    capacities: dict[str, Capacity] = Field(default_factory=dict)
     cost: Cost | None = None
     sources: dict[str, Source] = Field(min_length=1)
 
@@ -305,9 +306,8 @@ def find_profile(name: str) -> Path:
     Raises:
         InputError: neither a file nor a shipped profile.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
+    if _is_file(name):
+        return Path(name)
     stem = name.removesuffix(".yaml")
     known = shipped_profiles()
     if stem in known:
@@ -315,6 +315,13 @@ def find_profile(name: str) -> Path:
     near = difflib.get_close_matches(stem, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"shipped profiles: {', '.join(known)}"
     raise InputError(f"hardware: {name!r} is neither a file nor a shipped profile; {hint}")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def load_profile(name: str, overrides: tuple[str, ...] = ()) -> HardwareProfile:
@@ -330,28 +337,32 @@ def load_profile(name: str, overrides: tuple[str, ...] = ()) -> HardwareProfile:
 
 
 def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
-    path, equals, text = override.partition("=")
+    path, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not path or not text:
         raise InputError(f'--set {override!r}: expected PATH=VALUE such as tiers.cpu.capacity="512 GiB"')
     data = copy.deepcopy(data)
-    *parents, last = path.strip().split(".")
+    *parents, last = path.split(".")
     node: Any = data
     for depth, key in enumerate(parents):
         if not isinstance(node, dict) or key not in node:
-            raise InputError(f"--set {path}: {_no_such_key(node, key, parents[:depth])}")
+            raise InputError(f"--set {_shown(path)}: {_no_such_key(node, key, parents[:depth])}")
         node = node[key]
     if not isinstance(node, dict) or isinstance(node.get(last), dict):
-        raise InputError(f"--set {path}: this is a group of values; name one of them")
+        raise InputError(f"--set {_shown(path)}: this is a group of values; name one of them")
     try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {path}: {text!r} is not a value") from None
+        node[last] = parse_yaml(text)
+    except YAMLFault:
+        raise InputError(f"--set {_shown(path)}: {shortened(text)} is not a value") from None
     return data
+
+
+def _shown(path: str) -> str:
+    return path if path.isprintable() else repr(path)
 
 
 def _no_such_key(node: object, key: str, above: list[str]) -> str:
     known = [str(name) for name in node] if isinstance(node, dict) else []
     near = difflib.get_close_matches(key, known, n=1)
-    place = ".".join(above) or "the top level"
+    place = _shown(".".join(above)) or "the top level"
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'no keys'}"
     return f"no key {key!r} at {place}; {hint}"

@@ -50,12 +50,12 @@ def recurrence(
 def fair_speeds(pace: FloatArray, draws: FloatArray, limits: FloatArray, active: npt.NDArray[np.bool_]) -> FloatArray:
     """Share capacities max-min fairly among running tasks by raising all flows together until one is stuck.
 
-    A task at full speed (1) draws ``draws[task, capacity]`` per second; ``pace`` is the largest of its
-    draws, the unit in which flows are equal. A flow is stuck when it runs at full speed or a capacity that
-    it uses is full.
+    A task at full speed (1) draws ``draws[task, capacity]`` per second; ``pace`` is the largest share of a
+    capacity that this is, the unit in which flows are equal, whatever capacities count (bytes or cores). A
+    flow is stuck when it runs at full speed or a capacity that it uses is full.
 
     Args:
-        pace: flow of each task at full speed. [L]
+        pace: the largest share of a capacity that each task draws at full speed. [L]
         draws: draw of each task on each capacity at full speed. [L, C]
         limits: rate of each capacity. [C]
         active: which tasks run. [L]
@@ -169,7 +169,7 @@ def event_loop(
                 pace[index] = 0.0
                 for capacity in range(capacities):
                     rate[index, capacity] = draws[task, capacity] / seconds[task]
-                    pace[index] = max(pace[index], rate[index, capacity])
+                    pace[index] = max(pace[index], rate[index, capacity] / limits[capacity])
         if done >= total:
             break
         speed = fair_speeds(pace, rate, limits, running)

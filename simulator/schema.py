@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from simulator.errors import InputError
+from simulator.units import shortened
 
 RecordT = TypeVar("RecordT", bound="Record")
 
@@ -29,10 +30,11 @@ class YAMLFault(Exception):  # noqa: N818 - it never reaches the user under this
 
 _LARGEST = 100_000  # values in one YAML file
 _DEEPEST = 50  # levels of nesting in one YAML file
+_ENDLESS = "too large, nested too deeply, or it refers to itself without end; write the values out"
 
 
 class StrictLoader(yaml.CSafeLoader):
-    """YAML's safe loader, which also refuses a key that is given twice in one mapping and keeps dates as text."""
+    """YAML's safe loader, which also refuses a key given twice in one mapping, and keeps dates as text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own table, read only
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -65,7 +67,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a text file"
-        raise InputError(f"{path}: cannot be read ({reason.lower()})") from None
+        raise InputError(_one_line(f"{path}: cannot be read ({reason.lower()})")) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         return _mapping(parse_yaml(read_text(path)), path)
     except YAMLFault as fault:
-        raise InputError(f"{path}: {fault}") from None
+        raise InputError(_one_line(f"{path}: {fault}")) from None
 
 
 def parse_yaml(text: str) -> Any:
@@ -86,23 +88,25 @@ def parse_yaml(text: str) -> Any:
     Raises:
         YAMLFault: not YAML, a key given twice, or aliases that never end.
     """
-    if _bracket_depth(text) > _DEEPEST:
-        raise YAMLFault("nested too deeply; write it flat")
     try:
+        _check_depth(text)
         return _unshared(yaml.load(text, Loader=StrictLoader), 0, itertools.count())  # noqa: S506 - a safe loader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise YAMLFault(f"not valid YAML ({_first_line(error)})") from None
 
 
-def _bracket_depth(text: str) -> int:
-    """Bound the nesting of flow collections; the C parser descends without asking for Python's leave."""
-    steps = (1 if sign in "[{" else -1 for sign in text if sign in "[{]}")
-    return max(itertools.accumulate(steps), default=0)
+def _check_depth(text: str) -> None:
+    """Refuse deep nesting before it is composed: the C composer descends without Python's recursion limit."""
+    depth = 0
+    for event in yaml.parse(text, Loader=StrictLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise YAMLFault(_ENDLESS)
 
 
 def _unshared(node: Any, depth: int, serial: Iterator[int]) -> Any:
     if depth > _DEEPEST or next(serial) > _LARGEST:
-        raise YAMLFault("too large, or it refers to itself without end; write the values out")
+        raise YAMLFault(_ENDLESS)
     if isinstance(node, dict):
         return {key: _unshared(value, depth + 1, serial) for key, value in node.items()}
     if isinstance(node, list):
@@ -120,18 +124,22 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({_first_line(error)})") from None
+        raise InputError(_one_line(f"{path}: not valid JSON ({_first_line(error)})")) from None
     return _mapping(data, path)
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return _one_line(str(error)) or type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _mapping(data: object, path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not data:
         kind = "empty" if not data else f"a {type(data).__name__}"
-        raise InputError(f"{path}: expected keys with values at the top level; the file is {kind}")
+        raise InputError(_one_line(f"{path}: expected keys with values at the top level; the file is {kind}"))
     return data
 
 
@@ -146,11 +154,9 @@ def decode(record: type[RecordT], data: object, where: str) -> RecordT:
     except ValidationError as error:
         faults = error.errors(include_url=False)
         first = faults[0]
-        path = ".".join([where, *(str(part) for part in first["loc"])])
+        path = ".".join([where, *(str(part) for part in first["loc"] if part != "[key]")])
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise InputError(f"{path}: {_explain(record, first)}{more}") from None
-    except RecursionError:
-        raise InputError(f"{where}: refers to itself without end; write the values out") from None
+        raise InputError(_one_line(f"{path}: {_explain(record, first)}{more}")) from None
 
 
 def _explain(record: type[BaseModel], fault: Any) -> str:
@@ -166,8 +172,7 @@ def _explain(record: type[BaseModel], fault: Any) -> str:
     message = str(fault["msg"]).removeprefix("Value error, ")
     if kind == "value_error":
         return message
-    shown = repr(value)
-    return f"{message[:1].lower()}{message[1:]}; got {shown if len(shown) < 80 else shown[:77] + '...'}"
+    return f"{message[:1].lower()}{message[1:]}; got {shortened(value)}"
 
 
 def _keys_at(record: type[BaseModel], location: tuple[object, ...]) -> list[str]:

@@ -18,6 +18,15 @@ _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 _QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z/$][A-Za-z0-9/$]*)\s*")
 
 
+_LONGEST_SHOWN = 60
+
+
+def shortened(value: object) -> str:
+    """Show a value in an error message: on one line and not for ever."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
+
+
 @dataclass(frozen=True)
 class Dimension:
     """A kind of quantity: its name, an example, its units in SI, and the range that is plausible."""
@@ -36,14 +45,14 @@ class Dimension:
         """
         expected = f'expected {self.name} such as "{self.example}"'
         if not isinstance(text, str):
-            raise ValueError(f"{expected}; got {text!r}")  # noqa: TRY004 - pydantic collects ValueError
+            raise ValueError(f"{expected}; got {shortened(text)}")
         match = _QUANTITY.fullmatch(text)
         if match is None or match[2] not in self.units:
-            raise ValueError(f"{expected}; got {text!r}")
+            raise ValueError(f"{expected}; got {shortened(text)}")
         value = float(match[1]) * self.units[match[2]]
         if not self.low <= value <= self.high:
             raise ValueError(
-                f"{text!r} is not plausible for {self.name}: "
+                f"{shortened(text)} is not plausible for {self.name}: "
                 f"it must lie between {self.format(self.low)} and {self.format(self.high)}"
             )
         return value

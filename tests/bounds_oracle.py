@@ -198,6 +198,19 @@ def best_diagonal(instance: Instance, num_rows: int) -> int:
     return min(found for found in loads if found is not None)
 
 
+def best_steady_diagonal(instance: Instance) -> Fraction:
+    """Return the fewest layer loads per row in steady state over all group sizes and staggers."""
+    rates = {}
+    most = instance.capacity // min(instance.held[1:-1])
+    for stagger in range(1, instance.gen_len + 1):
+        for group in range(1, most + 1):
+            rows = group * (2 * instance.gen_len // stagger + 2)  # filled, and once around
+            if diagonal_loads(instance, rows, group, stagger) is None:
+                break
+            rates[group, stagger] = Fraction(instance.layers * stagger, group)
+    return min(rates.values())
+
+
 def optimal_rate(instance: Instance) -> Fraction:
     """Return the fewest layer loads per row in steady state: the cheapest cycle of the state graph.
 

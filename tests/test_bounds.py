@@ -17,6 +17,7 @@ from tests.bounds_oracle import (
     Instance,
     Square,
     best_diagonal,
+    best_steady_diagonal,
     brute_force_loads,
     diagonal_loads,
     diagonal_order,
@@ -96,13 +97,15 @@ def test_no_schedule_beats_the_bounds_and_zigzag_keeps_its_factor(lean):
 
 @RULES
 def test_zigzag_keeps_its_factor_in_steady_state(lean):
-    """With rows always waiting, zig-zag costs at most 2 (1 + 1/B) times the cheapest cycle."""
+    """With rows always waiting: bound <= optimum <= diagonal <= zig-zag <= 2 (1 + 1/B) times the optimum."""
     rng = seeded(4)
     for _ in range(200):
         instance, _ = draw(rng, lean, rows=2, steps=4, prompt=4)
         rate = optimal_rate(instance)
+        zigzag = Fraction(instance.end, instance.block)
         assert rate >= Fraction(instance.layers * instance.k_row, instance.capacity)
-        assert Fraction(instance.end, instance.block) <= rate * (2 + Fraction(2, instance.block))
+        assert rate <= best_steady_diagonal(instance) <= zigzag
+        assert zigzag <= rate * (2 + Fraction(2, instance.block))
 
 
 @RULES

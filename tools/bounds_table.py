@@ -19,6 +19,7 @@ from planner import bounds
 from tests.bounds_oracle import (
     Instance,
     best_diagonal,
+    best_steady_diagonal,
     diagonal_loads,
     diagonal_order,
     furthest_use_reads,
@@ -73,9 +74,11 @@ def steady(case: Case) -> Result:
     instance = draw_instance(draw_rng(case), case[1], (range(2, 3), (1, 2, 4, 16), range(2, 6)), 2.5)
     best = optimal_rate(instance)
     zigzag = instance.end / instance.block / best
+    diagonal = best_steady_diagonal(instance) / best
     return {
         "row by row": float(instance.end / best),
         "zig-zag, best B": float(zigzag),
+        "diagonal, best g and stagger": float(diagonal),
         "violated: lower bounds": best * instance.capacity < instance.layers * instance.k_row,
         "violated: corrected factor": zigzag > bounds.zigzag_factor(instance.block) + 1e-9,
         "violated: literal factor 2": zigzag > 2,

@@ -1,0 +1,140 @@
+"""What the outer search may choose: bits, spreads of admissions, pinning and group sizes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from planner.pins import Pins
+from planner.program import Outer, Problem
+from simulator.errors import InputError
+from simulator.operations import Shape
+from simulator.policy import Bits, ScheduleName, cohorts_in_flight
+
+Quantize = Literal["none", "weights", "cache", "both", "auto"]
+
+GROUP_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_COHORTS = (4, 8, 16, 32, 64, 128)
+_BITS: dict[Quantize, tuple[tuple[Bits, Bits], ...]] = {
+    "none": ((16, 16),),
+    "weights": ((4, 16),),
+    "cache": ((16, 4),),
+    "both": ((4, 4),),
+    "auto": ((16, 16), (4, 16), (16, 4), (4, 4)),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the search may choose."""
+
+    quantize: Quantize = "none"
+    schedule: Literal["zigzag", "diagonal", "row", "auto"] = "auto"
+    pins: Pins = Pins()
+
+
+def allowed_shapes(options: Options) -> list[Shape]:
+    """List the forms in which weights and cache may be stored."""
+    pins = options.pins
+    bits = dict.fromkeys(
+        (pins.get("weight_bits", weight), pins.get("cache_bits", cache))
+        for weight, cache in _BITS[options.quantize]
+    )
+    return [Shape(weight, cache, pins.get("quant_group", 64)) for weight, cache in bits]
+
+
+def roots(problem: Problem, options: Options) -> Iterator[Outer]:
+    """Enumerate bits, schedules and pinning, with the group size left open.
+
+    Raises:
+        InputError: pinned variables contradict each other or the engine.
+    """
+    pins = options.pins
+    base = Outer(
+        gpu_batch=1,
+        prefetch=pins.get("prefetch", 1),
+        prompt_batch=pins.get("prompt_batch"),
+        pins=pins.placement(),
+    )
+    for shape, stagger, pinned in itertools.product(
+        allowed_shapes(options), _staggers(problem, options), _pinning(problem, options)
+    ):
+        yield replace(base, shape=shape, stagger=stagger, pinned=pinned)
+
+
+def unit_of(problem: Problem, outer: Outer) -> int:
+    """Give the smallest step of the block: one group in every cohort."""
+    return outer.gpu_batch * cohorts_in_flight(outer.stagger, problem.workload.gen_len)
+
+
+def smallest_block(problem: Problem, options: Options, root: Outer) -> tuple[Outer, int]:
+    """Give the least demanding group size and block of a root."""
+    size = options.pins.get("gpu_batch") or options.pins.get("prompt_batch") or 1
+    outer = replace(root, gpu_batch=size)
+    groups = options.pins.get("num_groups")
+    return outer, size * groups if groups else unit_of(problem, outer)
+
+
+def group_sizes(problem: Problem, options: Options, root: Outer) -> tuple[int, ...]:
+    """List the group sizes to try: as pinned, else up to the queue's length.
+
+    Raises:
+        InputError: a pinned sub-batch does not divide a pinned group.
+    """
+    pins = options.pins
+    cohorts = cohorts_in_flight(root.stagger, problem.workload.gen_len)
+    groups, parts, fixed = pins.get("num_groups"), pins.get("prompt_batch"), pins.get("gpu_batch")
+    if groups is not None and groups % cohorts:
+        return ()
+    if fixed is not None:
+        if parts is not None and fixed % parts:
+            raise InputError(f"--fix prompt_batch={parts}: it must divide gpu_batch={fixed}")
+        return (fixed,)
+    most = max(problem.workload.num_prompts or GROUP_SIZES[-1], cohorts)
+    sizes = GROUP_SIZES if parts is None else tuple(parts * size for size in GROUP_SIZES)
+    return tuple(size for size in sizes if size * cohorts <= most) or (sizes[:1] if cohorts <= most else ())
+
+
+def _pinning(problem: Problem, options: Options) -> tuple[bool, ...]:
+    """Pageable memory is worth a try only where pinned memory is limited."""
+    fixed = options.pins.get("pinned")
+    if fixed is not None:
+        return (fixed,)
+    host = problem.hardware.tiers["cpu"]
+    limited = host.pinnable is not None and host.pinnable < host.usable
+    return (True, False) if limited else (True,)
+
+
+def _staggers(problem: Problem, options: Options) -> list[int | None]:
+    """List the spreads of admissions to try: None is zig-zag (and row-by-row)."""
+    gen_len, runtime = problem.workload.gen_len, problem.runtime
+    able = set(runtime.schedules)
+    fixed, groups = options.pins.get("stagger"), options.pins.get("num_groups")
+    wanted: set[ScheduleName] = able if options.schedule == "auto" else {options.schedule} & able
+    if not wanted:
+        known = ", ".join(runtime.schedules)
+        raise InputError(f"--schedule {options.schedule}: runtime {runtime.name} runs {known}")
+    if fixed is not None:
+        return [_fixed_stagger(problem, fixed, groups, wanted)]
+    staggers: list[int | None] = [None] if wanted & {"zigzag", "row"} else []
+    if "diagonal" in wanted and gen_len > 1:
+        spread = {math.ceil(gen_len / cohorts) for cohorts in _COHORTS if cohorts <= gen_len} | {1}
+        staggers += sorted(every for every in spread if cohorts_in_flight(every, gen_len) > 1)
+    return staggers
+
+
+def _fixed_stagger(
+    problem: Problem, fixed: int, groups: int | None, wanted: set[ScheduleName]
+) -> int | None:
+    cohorts = cohorts_in_flight(fixed, problem.workload.gen_len)
+    if cohorts > 1 and "diagonal" not in wanted:
+        raise InputError(f"--fix stagger={fixed}: a diagonal schedule, which is not among those allowed here")
+    if groups is not None and groups % cohorts:
+        raise InputError(
+            f"--fix num_groups={groups}: cannot be admitted in the {cohorts} equal cohorts of "
+            f"stagger={fixed}; take a multiple of {cohorts}"
+        )
+    return fixed if cohorts > 1 else None
