@@ -27,9 +27,8 @@ class Grid:
         above: the cell of the same sequences in the previous layer. [V]
         before: the last cell of the same group and layer in the previous pass played. [V]
         weights: number of the layer with weights, counted through all passes, that the cell belongs to. [V]
-        first: whether the cell is the first of its layer in its pass. [V]
-        count: cells with work in its layer and pass. [V]
-        width: the same with pauses. [V]
+        column: the cell's place in its layer and pass. [V]
+        width: cells in its layer and pass, pauses included. [V]
         kinds: the distinct kinds of cells.
     """
 
@@ -41,8 +40,7 @@ class Grid:
     above: IntArray
     before: IntArray
     weights: IntArray
-    first: IntArray
-    count: IntArray
+    column: IntArray
     width: IntArray
     kinds: Cells
 
@@ -68,8 +66,8 @@ def groups_per_cohort(num_groups: int, cohorts: int) -> int:
 def make_grid(placed: Placed, window: Window) -> Grid:
     """List the cells of a window; START cells, one per layer of prefetch, come first.
 
-    Where projections run ahead of attention outputs, a pause (a START cell without loads) keeps a cell from
-    being issued before the one that it continues.
+    Where projections run ahead of attention outputs, PAUSE cells keep a cell from being issued before the
+    one that it continues.
     """
     policy, workload = placed.policy, placed.workload
     kinds = np.array(layer_kinds(placed.model))
@@ -80,15 +78,16 @@ def make_grid(placed: Placed, window: Window) -> Grid:
     base, previous = policy.prefetch, None
     for index, one in enumerate(window.passes):
         group, position = _groups_of(one, per_cohort, policy.gpu_batch // policy.prompts_together)
-        if placed.ahead and previous is not None and previous[1][-1] == group[0]:
-            columns.append(_pauses(index))
-            base += 1
-        if placed.ahead and len(group) == 1:  # every layer continues the cell just before it
-            group, position = np.append(group, _PAUSE), np.append(position, position)
+        pauses = _pauses_between(previous, group, placed.ahead)
+        columns.append(_pauses(index, pauses))
+        base += pauses
+        missing = max(0, placed.ahead + 1 - len(group))
+        group = np.append(group, [_PAUSE] * missing)
+        position = np.append(position, [position[0]] * missing)
         rows = _cells_of_pass(index, group, np.array([index_of[p] for p in position.tolist()]), kinds, base)
         rows[6] = _same_group_before(group, len(kinds), previous)
         pause = rows[2] == _PAUSE
-        rows[:, pause] = _pauses(index)
+        rows[2:7, pause] = np.array([-1, CellKind.PAUSE, 0, -1, -1])[:, None]
         columns.append(rows)
         previous = (base, group)
         base += rows.shape[1]
@@ -112,20 +111,30 @@ def _kinds(placed: Placed, positions: list[int]) -> Cells:
 
 
 def _start_cells(count: int) -> IntArray:
-    cells = np.repeat(_pauses(0), count, axis=1)
+    cells = _pauses(0, count)
+    cells[3] = CellKind.START
     cells[7] = np.arange(count)
-    cells[8] = 1
     return cells
 
 
-def _pauses(pass_index: int) -> IntArray:
-    """Make one cell without any operation. [columns, 1]"""
-    cell = np.full((11, 1), -1)
-    cell[0] = pass_index
-    cell[3] = CellKind.START
-    cell[8] = 0
-    cell[9:11] = 1
-    return cell
+def _pauses(pass_index: int, count: int) -> IntArray:
+    """Make cells without any operation. [columns, count]"""
+    cells = np.full((10, count), -1)
+    cells[0] = pass_index
+    cells[3] = CellKind.PAUSE
+    cells[8] = 0
+    cells[9] = 1
+    return cells
+
+
+def _pauses_between(previous: tuple[int, IntArray] | None, group: IntArray, ahead: int) -> int:
+    """Count the pauses without which a group would be embedded before its last token is known."""
+    if previous is None or not ahead:
+        return 0
+    earlier = previous[1]
+    last = {int(name): offset for offset, name in enumerate(earlier)}
+    distance = [len(earlier) - last[int(name)] + i for i, name in enumerate(group[:ahead]) if int(name) in last]
+    return max(0, ahead + 1 - min(distance, default=ahead + 1))
 
 
 def _groups_of(one: Pass, per_cohort: int, parts: int) -> tuple[IntArray, IntArray]:
@@ -146,7 +155,7 @@ def _cells_of_pass(index: int, group: IntArray, position: IntArray, kinds: IntAr
     """Repeat the groups of a pass for every layer."""
     width, layers = len(group), len(kinds)
     layer = np.repeat(np.arange(layers), width)
-    cells = np.empty((11, layers * width), dtype=np.int64)
+    cells = np.empty((10, layers * width), dtype=np.int64)
     cells[0] = index
     cells[1] = layer
     cells[2] = np.tile(group, layers)
@@ -154,9 +163,8 @@ def _cells_of_pass(index: int, group: IntArray, position: IntArray, kinds: IntAr
     cells[4] = np.tile(position, layers)
     cells[5] = np.where(layer > 0, base + np.arange(layers * width) - width, -1)
     cells[7] = np.where(layer > 0, index * (layers - 1) + layer - 1, -1)
-    cells[8] = np.tile(np.arange(width) == 0, layers)
-    cells[9] = (group != _PAUSE).sum()
-    cells[10] = width
+    cells[8] = np.tile(np.arange(width), layers)
+    cells[9] = width
     return cells
 
 

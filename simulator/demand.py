@@ -82,7 +82,8 @@ def period_demand(
     per_sequence = np.zeros((2, summing.resources, len(PLACEMENT)))
     per_pass = np.zeros_like(per_sequence)
     carry = np.zeros((summing.resources, len(PLACEMENT)))
-    slots = _carried(buffer_slots(runtime, prefetch, runtime.attention_lookahead))
+    ahead = runtime.attention_lookahead
+    slots = _carried(buffer_slots(runtime, prefetch, ahead), ahead + 1)
     for name, work in cell_work(model, shape, runtime, kinds).items():
         each = summing.forms(name, work)  # [C, R, 12]
         if name == "dequantize_weights" and runtime.dequantize == "per_pass":
@@ -140,13 +141,12 @@ class _Sum:
         return forms
 
 
-def _carried(slots: dict[BufferName, int]) -> dict[str, int]:
+def _carried(slots: dict[BufferName, int], ahead: int) -> dict[str, int]:
     """Count how many uses of each operation can lie outside the time in which the GPU works on its phase.
 
     A load runs ahead by the slots of its chain of buffers, a store trails by them; CPU attention runs ahead
     by the groups whose projections are.
     """
-    ahead = 2
     return {
         "load_weights": slots["weights"],
         "read_weights": slots["weights"] + slots["weight_staging"],

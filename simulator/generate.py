@@ -149,11 +149,13 @@ def _work(placed: Placed, grid: Grid) -> tuple[FloatArray, FloatArray, FloatArra
         bytes_[code] = np.where(real, (work.bytes @ at)[grid.work], 0.0)
         kernels[code] = np.where(real, work.kernels[grid.work], 0.0)
     if runtime.dequantize == "per_pass":
-        bytes_[OP["dequantize_weights"]] *= grid.first
+        bytes_[OP["dequantize_weights"]] *= grid.column == 0
     target = _target(placed, grid)
     layer = np.where(target >= 0, target % (placed.model.num_layers + 1) + 1, 0)
     whole = (grid.kind == CellKind.START) | (runtime.weight_loads == "burst")
-    share = np.where(whole, grid.first, 1.0 / grid.count) * (target >= 0)
+    first = _first_column(placed, grid)
+    opens, chunk = grid.column == first, (grid.column >= first) / np.maximum(1, grid.width - first)
+    share = np.where(whole, opens, chunk) * (target >= 0)
     streamed = placed.layer_bytes[:, 1:].sum(axis=1)
     for name, size in (("read_weights", placed.layer_bytes[:, 2]), ("load_weights", streamed)):
         bytes_[OP[name]] = size[layer] * share
@@ -172,6 +174,14 @@ def _embedding_rows(placed: Placed, grid: Grid, bytes_: FloatArray) -> None:
     bytes_[OP["load_embeddings"]] = here * off_gpu
 
 
+def _first_column(placed: Placed, grid: Grid) -> IntArray:
+    """Give the place in its layer from which a cell may load weights. [V]
+
+    With lookahead the previous layer ends that much later, and only then is its slot free.
+    """
+    return np.where(grid.kind == CellKind.START, 0, max(0, placed.ahead - 1))
+
+
 def _target(placed: Placed, grid: Grid) -> IntArray:
     """Give the layer whose weights a cell loads, counted through all passes; -1 for none. [V]"""
     total = _layers_played(grid)
@@ -185,7 +195,7 @@ def _row_shift(placed: Placed, grid: Grid) -> IntArray:
         return np.array([placed.ahead * (operation.stage == "after") for operation in OPERATIONS])
     shift = np.zeros(len(OPERATIONS), dtype=np.int64)
     on_cpu = bool(placed.policy.cpu_attention.cpu or placed.policy.cpu_attention.disk)
-    enough = int(grid.count[grid.kind < CellKind.START].min()) > 2
+    enough = int(grid.width[grid.kind < CellKind.START].min()) > 2
     for name in _LOADS:
         shift[OP[name]] = -1 if enough or "cache" in name else 0
     for name in _STORES:
@@ -228,7 +238,7 @@ def _add_waits(draft: _Draft) -> None:
     loaded = _last_load(draft)
     first_use = "dequantize_weights" if draft.has("dequantize_weights").any() else "qkv"
     for user in (first_use, "qkv", "head"):
-        draft.wait(user, "load_weights", np.where(grid.first == 1, loaded, -1))
+        draft.wait(user, "load_weights", np.where(grid.column == 0, loaded, -1))
 
 
 def _last_cell_of_group_above(grid: Grid) -> IntArray:
@@ -245,25 +255,46 @@ def _layers_played(grid: Grid) -> int:
     return int(grid.weights[grid.kind < CellKind.START].max()) + 1
 
 
-def _layer_edges(draft: _Draft) -> tuple[IntArray, IntArray]:
-    """Give the first and last cell of every layer with weights, counted through all passes. [M] each"""
-    numbered = np.where(draft.grid.kind == CellKind.START, -1, draft.grid.weights)
-    total = _layers_played(draft.grid)
-    first, last = np.full(total, -1), np.full(total, -1)
-    cells = np.nonzero(numbered >= 0)[0]
-    first[numbered[cells[::-1]]] = cells[::-1]
-    last[numbered[cells]] = cells
-    return first, last
+@dataclass(frozen=True)
+class _Layers:
+    """Cells of every layer with weights, counted through all passes. [M] each
+
+    ``computes_last`` is the last cell with work; ``opens`` and ``closes`` are the cells that issue the first
+    and the last load of the layer's weights.
+    """
+
+    computes_last: IntArray
+    opens: IntArray
+    closes: IntArray
+
+
+def _layers(draft: _Draft) -> _Layers:
+    grid, prefetch = draft.grid, draft.placed.policy.prefetch
+    total = int(grid.weights.max()) + 1
+    inside = (grid.weights >= 0) & (grid.kind != CellKind.START)
+
+    def at(chosen: npt.NDArray[np.bool_]) -> IntArray:
+        cells = np.nonzero(inside & chosen)[0]
+        found = np.full(total, -1)
+        found[grid.weights[cells]] = cells  # of several, the last
+        return found
+
+    opens = at(grid.column == _first_column(draft.placed, grid))
+    burst = draft.placed.runtime.weight_loads == "burst"
+    closes = opens if burst else at(grid.column == grid.width - 1)
+    start = np.arange(prefetch)
+    return _Layers(
+        computes_last=at(grid.kind < CellKind.START),
+        opens=np.concatenate([start, opens])[:total],
+        closes=np.concatenate([start, closes])[:total],
+    )
 
 
 def _last_load(draft: _Draft) -> IntArray:
-    """For each cell: the cell that issues the last load of the weights of its own layer. [V]"""
-    prefetch, grid = draft.placed.policy.prefetch, draft.grid
-    first, last = _layer_edges(draft)
-    issuing = first if draft.placed.runtime.weight_loads == "burst" else last
-    by_layer = np.concatenate([np.arange(prefetch), issuing])[: len(issuing)]
-    own = np.where(grid.kind == CellKind.START, -1, grid.weights)
-    return np.where(own >= 0, by_layer[own], -1)
+    """For each cell with work: the cell that issues the last load of its layer's weights. [V]"""
+    grid = draft.grid
+    own = np.where(grid.kind < CellKind.START, grid.weights, -1)
+    return np.where(own >= 0, _layers(draft).closes[own], -1)
 
 
 def _earlier_use(used: npt.NDArray[np.bool_], slots: int) -> IntArray:
@@ -313,41 +344,39 @@ def _add_activation_slots(draft: _Draft) -> None:
 
 def _add_weight_slots(draft: _Draft) -> None:
     """A layer's slot is taken by its first load and freed by its last computation; staging likewise."""
-    grid, slots = draft.grid, draft.slots
-    first, last = _layer_edges(draft)
-    own = np.where(grid.kind == CellKind.START, -1, grid.weights)
-    previous = np.where((own > 0) & (grid.first == 1), last[own - 1], -1)
+    layers, total = _layers(draft), len(draft.grid)
+    slots = draft.slots
+    number = np.arange(len(layers.opens))
+    # The first load of layer m waits for the last computation of layer m - slots.
+    freed = np.full(total, -1)
+    later = number[number >= slots["weights"]]
+    freed[layers.opens[later]] = layers.computes_last[later - slots["weights"]]
     for computed in ("mlp", "head"):
-        draft.wait("load_weights", computed, previous)
-    first_load = (grid.first == 1) & draft.has("load_weights")
-    draft.take("weights", "load_weights", first_load)
-    streams = np.zeros(len(grid), dtype=bool)
-    loaded = _last_load(draft)
-    streams[:] = (own >= 0) & (draft.ids[OP["load_weights"], loaded] >= 0) & (loaded >= 0)
-    is_last = np.zeros(len(grid), dtype=bool)
-    is_last[last] = True
+        draft.wait("load_weights", computed, freed)
+    loads = draft.has("load_weights")
+    streamed = number[loads[layers.opens]]
+    draft.take("weights", "load_weights", _marks(layers.opens[streamed], total))
     for computed in ("mlp", "head"):
-        draft.free("weights", computed, streams & is_last)
-    _add_staging_slots(draft, first, last)
+        draft.free("weights", computed, _marks(layers.computes_last[streamed], total))
+    _add_staging_slots(draft, layers)
 
 
-def _add_staging_slots(draft: _Draft, first: IntArray, last: IntArray) -> None:
+def _marks(cells: IntArray, total: int) -> npt.NDArray[np.bool_]:
+    marks = np.zeros(total, dtype=bool)
+    marks[cells] = True
+    return marks
+
+
+def _add_staging_slots(draft: _Draft, layers: _Layers) -> None:
     """Disk weights pass through CPU memory, ``weight_staging`` layers at a time."""
-    grid, prefetch = draft.grid, draft.placed.policy.prefetch
-    burst = draft.placed.runtime.weight_loads == "burst"
-    issuing_last = np.concatenate([np.arange(prefetch), first if burst else last])
-    issuing_first = np.concatenate([np.arange(prefetch), first])
-    target = _target(draft.placed, grid)
-    reads = draft.has("read_weights")
-    reading = np.unique(target[reads])  # layers that have a disk share, in order
-    opens = np.isin(np.arange(len(grid)), issuing_first[reading]) & reads
-    closes = np.isin(np.arange(len(grid)), issuing_last[reading]) & reads
-    held = draft.slots["weight_staging"]
-    waits = np.full(len(grid), -1)
-    waits[issuing_first[reading[held:]]] = issuing_last[reading[:-held]] if held < len(reading) else -1
-    draft.wait("read_weights", "load_weights", waits)
-    draft.take("weight_staging", "read_weights", opens)
-    draft.free("weight_staging", "load_weights", closes)
+    reading = np.nonzero(draft.has("read_weights")[layers.opens])[0]  # layers that have a disk share
+    held, total = draft.slots["weight_staging"], len(draft.grid)
+    freed = np.full(total, -1)
+    if held < len(reading):
+        freed[layers.opens[reading[held:]]] = layers.closes[reading[:-held]]
+    draft.wait("read_weights", "load_weights", freed)
+    draft.take("weight_staging", "read_weights", _marks(layers.opens[reading], total))
+    draft.free("weight_staging", "load_weights", _marks(layers.closes[reading], total))
 
 
 def _add_barriers(draft: _Draft) -> None:

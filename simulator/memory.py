@@ -66,7 +66,7 @@ class MemoryItem:
 
 def lookahead(runtime: Runtime, num_groups: int) -> int:
     """Give the cells that projections run ahead: none with a single group, whose next cell waits for it."""
-    return runtime.attention_lookahead if num_groups > 1 else 0
+    return min(runtime.attention_lookahead, num_groups - 1)
 
 
 def buffer_slots(runtime: Runtime, prefetch: int, ahead: int) -> dict[BufferName, int]:

@@ -39,12 +39,13 @@ Stage = Literal["before", "after", "weights", "sync"]
 
 
 class CellKind(IntEnum):
-    """What a layer of the traversal is; ``START`` is no layer but the loads before the first one."""
+    """What a layer of the traversal is; ``START`` only loads weights, before the first one; ``PAUSE`` waits."""
 
     EMBED = 0
     BLOCK = 1
     HEAD = 2
     START = 3
+    PAUSE = 4
 
 
 @dataclass(frozen=True)

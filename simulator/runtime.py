@@ -36,7 +36,7 @@ class Runtime(Record):
         weight_loads: ``chunked`` loads the next layer in one piece a group, between the cache loads;
             ``burst`` loads it whole with the first group.
         grain: what a placement fraction is rounded to: whole ``tensor`` or ``row`` of each tensor.
-        attention_lookahead: projections of the next group are issued before the present group's attention
+        attention_lookahead: projections of so many further groups are issued before a group's attention
             output is awaited, so that CPU attention overlaps GPU work.
         dequantize: quantised weights are expanded once a pass or once a group.
         fused_attention: prompt attention never materialises the scores.
@@ -51,7 +51,7 @@ class Runtime(Record):
     synchronization: Literal["dependency", "barrier"]
     weight_loads: Literal["chunked", "burst"]
     grain: Literal["tensor", "row"]
-    attention_lookahead: Annotated[int, Field(ge=0, le=1)]
+    attention_lookahead: Annotated[int, Field(ge=0, le=8)]
     dequantize: Literal["per_pass", "per_group"]
     fused_attention: bool
     splits_prompts: bool

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
 
 _DECIMAL = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-_QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z/$][A-Za-z0-9/$]*)\s*")
+_QUANTITY = re.compile(
+    r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z/$][A-Za-z0-9/$]*)\s*", re.ASCII
+)
 
 
 _LONGEST_SHOWN = 60
@@ -49,7 +52,7 @@ class Dimension:
         match = _QUANTITY.fullmatch(text)
         if match is None or match[2] not in self.units:
             raise ValueError(f"{expected}; got {shortened(text)}")
-        value = float(match[1]) * self.units[match[2]]
+        value = _scaled(match[1], self.units[match[2]])
         if not self.low <= value <= self.high:
             raise ValueError(
                 f"{shortened(text)} is not plausible for {self.name}: "
@@ -61,13 +64,21 @@ class Dimension:
         """Write a value in the largest unit that keeps it at 1 or more; reads back to the same float."""
         if value == 0:
             return f"0 {min(self.units, key=self.units.__getitem__)}"
-        fitting = sorted(self.units.items(), key=lambda item: -item[1])
-        for unit, factor in fitting:
-            number = f"{value / factor:.12g}"
-            if abs(value) >= factor and float(number) * factor == value:
-                return f"{number} {unit}"
-        unit, factor = min(fitting, key=lambda item: abs(math.log(item[1])))
+        fitting = [(unit, factor) for unit, factor in self.units.items() if factor <= abs(value)]
+        for digits in (12, 17):
+            for unit, factor in sorted(fitting, key=lambda item: -item[1]):
+                number = f"{value / factor:.{digits}g}"
+                if _scaled(number, factor) == value:
+                    return f"{number} {unit}"
+        unit, factor = min(self.units.items(), key=lambda item: abs(math.log(item[1])))
         return f"{value / factor!r} {unit}"
+
+
+def _scaled(number: str, factor: float) -> float:
+    """Multiply in decimal, so that ``"10.94 us"`` is the float nearest to 10.94e-6."""
+    if not math.isfinite(float(number)):
+        return float(number)
+    return float(Decimal(number) * Decimal(repr(factor)))
 
 
 def _prefixed(suffix: str, *, binary: bool = False) -> dict[str, float]:

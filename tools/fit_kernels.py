@@ -1,7 +1,7 @@
-"""Fit the roofline constants of a hardware profile to a table of measured kernels.
+"""Fit the roofline constants of a hardware profile to tables of measured kernels.
 
-    python tools/fit_kernels.py h100_gemm_perf.csv.gz h100_context_attention_perf.csv.gz
-    python tools/fit_kernels.py l40s_gemm_perf.csv --cache "96 MiB"
+    python -m tools.fit_kernels h100_gemm_perf.csv.gz h100_context_attention_perf.csv.gz
+    python -m tools.fit_kernels l40s_gemm_perf.csv.gz --cache "96 MiB"
 
 The tables are those of NVIDIA's aiconfigurator: one measured shape a row, latency in milliseconds. Their
 columns tell a GEMM (m, n, k) from attention over a prompt and over cached tokens. Four constants go into the
@@ -16,10 +16,9 @@ profile. Two effects of the measurement are fitted beside them and stay out of i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -30,104 +29,104 @@ from simulator.hardware import Roofline
 from simulator.units import BYTE_RATE, BYTES, DURATION, FLOP_RATE
 
 Floats = NDArray[np.float64]
+Rows = Mapping[str, Floats]
 
 ELEMENT = 2.0  # bytes of a bfloat16 number
 GEMM_WEIGHTS = 6.0  # sets of weights through which the GEMM benchmark cycles
 QUERY_TILE = 128.0  # prompt tokens that one attention block takes
 _EDGE = 8.0  # how sharply the cache ends
-_LOSSES = (("soft_l1", 0.1), ("soft_l1", 0.03), ("cauchy", 0.05))  # from all rows to the bulk of them
 _LONG = 1e-3  # kernels of this many seconds and more are reported apart: offloading runs large ones
+_LOSSES = (("soft_l1", 0.1), ("soft_l1", 0.03), ("cauchy", 0.05))  # from all rows to the bulk of them
+_CONSTANTS = ("flops", "bandwidth", "latency", "sharpness")
 _LIMITS = {  # name: (start, lowest, highest)
     "flops": (1e14, 1e11, 1e16),
     "bandwidth": (1e12, 1e10, 1e14),
     "latency": (5e-6, 1e-7, 1e-3),
-    "sharpness": (2.0, 1.001, 60.0),
+    "sharpness": (2.0, 1.001, 16.0),
     "grain": (3e4, 1.0, 1e7),
     "speedup": (2.0, 1.01, 20.0),
 }
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """What the measured kernels do, one entry a row, and how long they took."""
+class Work:
+    """What measured kernels do, one entry a row."""
 
-    kind: str
+    key: str  # where the constants stand in a profile
     flops: Floats  # [FLOP]
     operands: tuple[tuple[Floats, Floats], ...]  # bytes moved, and bytes that must fit a cache to stay there
-    blocks: Floats | None  # units that cost at least the grain
-    seconds: Floats  # [s]
+    blocks: Floats | None = None  # units that cost at least the grain
 
-    def charged(self, constants: dict[str, float], cache: float) -> Floats:
-        """Count the bytes that a kernel is charged for: those moved, the grain, less what the cache serves."""
-        moved = sum(bytes_ for bytes_, _ in self.operands)
-        charged = np.zeros_like(self.seconds)
-        for bytes_, footprint in self.operands:
-            hot = 1.0 / (1.0 + (footprint / cache) ** _EDGE) if cache else np.zeros_like(bytes_)
-            charged = charged + bytes_ * (1.0 - hot + hot / constants.get("speedup", 1.0))
-        if self.blocks is None:
-            return charged
-        return np.asarray(charged * (1.0 + (self.blocks * constants["grain"] / moved) ** 4) ** 0.25)
+    @property
+    def bytes(self) -> Floats:
+        """Bytes moved in each row [B]."""
+        return np.asarray(sum(moved for moved, _ in self.operands))
 
-    def predicted(self, constants: dict[str, float], cache: float) -> Floats:
+    def plain(self) -> Work:
+        """Give the same work without what the grain and the cache apply to."""
+        return Work(self.key, self.flops, ((self.bytes, self.bytes),))
+
+    def charged(self, constants: Mapping[str, float], cache: float) -> Floats:
+        """Count the bytes that kernels pay for: those moved, at least the grain, less what a cache serves."""
+        charged = np.zeros_like(self.flops)
+        for moved, footprint in self.operands:
+            hot = 1.0 / (1.0 + (footprint / cache) ** _EDGE) if cache else np.zeros_like(moved)
+            charged += moved * (1.0 - hot + hot / constants.get("speedup", 1.0))
+        if self.blocks is not None:
+            charged *= (1.0 + (self.blocks * constants["grain"] / self.bytes) ** 4) ** 0.25
+        return charged
+
+    def seconds(self, constants: Mapping[str, float], cache: float = 0.0) -> Floats:
         """Give the time of every row by the profile's own formula [s]."""
-        names = ("flops", "bandwidth", "latency", "sharpness")
-        line = Roofline.model_construct(None, **{name: constants[name] for name in names}, source="fit")
-        return line.seconds(self.flops, self.charged(constants, cache))
-
-    def plain_error(self, constants: dict[str, float]) -> float:
-        """Give the median error of the four constants alone, without grain and cache."""
-        moved = sum(bytes_ for bytes_, _ in self.operands)
-        bare = Shapes(self.kind, self.flops, ((np.asarray(moved), np.asarray(moved)),), None, self.seconds)
-        return float(np.median(np.abs(bare.predicted(constants, 0.0) / self.seconds - 1.0)))
+        values = {name: constants[name] for name in _CONSTANTS}
+        return Roofline.model_construct(None, **values, source="fit").seconds(
+            self.flops, self.charged(constants, cache)
+        )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Fitted constants and how well they describe the table."""
+    """Fitted constants, and |predicted / measured - 1| of every row."""
 
     constants: dict[str, float]
-    error: Floats  # |predicted / measured - 1|, one entry a row
+    error: Floats
 
     @property
     def median(self) -> float:
-        """The median of the relative error."""
+        """The error that half of the rows keep."""
         return float(np.median(self.error))
 
-    @property
-    def worst_tenth(self) -> float:
-        """The relative error that nine tenths of the rows keep."""
-        return float(np.quantile(self.error, 0.9))
 
-
-def gemm_shapes(m: Floats, n: Floats, k: Floats, seconds: Floats) -> Shapes:
+def gemm_work(rows: Rows) -> Work:
     """Count the work of ``[m, k] x [k, n]``: 2mnk FLOP, operands and result moved once."""
+    m, n, k = rows["m"], rows["n"], rows["k"]
     weights, rest = ELEMENT * k * n, ELEMENT * (m * k + m * n)
     operands = ((weights, GEMM_WEIGHTS * weights + rest), (rest, weights + rest))
-    return Shapes("gemm", 2.0 * m * n * k, operands, None, seconds)
+    return Work("bfloat16", 2.0 * m * n * k, operands)
 
 
-def context_shapes(
-    batch: Floats, tokens: Floats, heads: Floats, kv_heads: Floats, head_dim: Floats, seconds: Floats
-) -> Shapes:
-    """Count causal attention over prompts: every token with itself and those before it; q, k, v, o moved once."""
-    pairs = tokens * (tokens + 1.0) / 2.0
-    bytes_ = batch * tokens * head_dim * (2.0 * heads + 2.0 * kv_heads) * ELEMENT
-    blocks = batch * heads * np.ceil(tokens / QUERY_TILE)
-    return Shapes("prefill", 4.0 * heads * head_dim * pairs * batch, ((bytes_, bytes_),), blocks, seconds)
+def prefill_work(rows: Rows) -> Work:
+    """Count causal attention over prompts: each token with itself and all before; q, k, v, o moved once."""
+    batch, tokens, heads, kv_heads, head_dim = _attention(rows, "isl")
+    flops = 4.0 * heads * head_dim * batch * tokens * (tokens + 1.0) / 2.0
+    moved = ELEMENT * batch * tokens * head_dim * (2.0 * heads + 2.0 * kv_heads)
+    return Work("prefill", flops, ((moved, moved),), batch * heads * np.ceil(tokens / QUERY_TILE))
 
 
-def generation_shapes(
-    batch: Floats, cached: Floats, heads: Floats, kv_heads: Floats, head_dim: Floats, seconds: Floats
-) -> Shapes:
-    """Count attention of one new token: keys and values of the cached and the new token read, q and o moved."""
+def decode_work(rows: Rows) -> Work:
+    """Count attention of one new token: keys and values of it and the cached ones read, q and o moved."""
+    batch, cached, heads, kv_heads, head_dim = _attention(rows, "step")
     tokens = cached + 1.0
-    bytes_ = batch * head_dim * (2.0 * kv_heads * tokens + 2.0 * heads) * ELEMENT
-    blocks = batch * kv_heads
-    return Shapes("decode", 4.0 * heads * head_dim * tokens * batch, ((bytes_, bytes_),), blocks, seconds)
+    moved = ELEMENT * batch * head_dim * (2.0 * kv_heads * tokens + 2.0 * heads)
+    return Work("decode", 4.0 * heads * head_dim * batch * tokens, ((moved, moved),), batch * kv_heads)
 
 
-def read_shapes(path: Path, only: Callable[[Any], Any] | None = None) -> Shapes:
-    """Read a kernel table.
+def _attention(rows: Rows, length: str) -> list[Floats]:
+    return [rows[name] for name in ("batch_size", length, "num_heads", "num_key_value_heads", "head_dim")]
+
+
+def read_table(path: Path) -> tuple[Work, Floats]:
+    """Read a kernel table as work and measured seconds.
 
     Sliding-window attention is left out: its kernels are others, and the models here attend to all tokens.
 
@@ -138,46 +137,39 @@ def read_shapes(path: Path, only: Callable[[Any], Any] | None = None) -> Shapes:
 
     try:
         table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: not a kernel table ({' '.join(str(error).split())})") from None
     if "window_size" in table:
         table = table[table["window_size"] == 0]
-    table = table if only is None else only(table)
-    columns = {str(name): np.asarray(table[name], dtype=float) for name in table.select_dtypes("number")}
-    return _shapes_of(path, columns)
+    numbers = table.select_dtypes("number")
+    rows = {str(name): numbers[name].to_numpy(dtype=float) for name in numbers}
+    try:
+        work, seconds = _counter(rows)(rows), rows["latency"] * 1e-3
+    except KeyError as error:
+        raise InputError(f"{path}: not a kernel table (no column of numbers called {error})") from None
+    if not len(seconds) or not np.all(seconds > 0.0) or not np.all(work.bytes > 0.0):
+        raise InputError(f"{path}: every row needs a latency and a shape above zero, and one row at least")
+    return work, seconds
 
 
-def _shapes_of(path: Path, columns: dict[str, Floats]) -> Shapes:
-    missing = sorted({"latency"} - set(columns))
-    seconds = columns.get("latency", np.zeros(0)) * 1e-3
-    attention = ("num_heads", "num_key_value_heads", "head_dim")
-    if {"m", "n", "k"} <= set(columns):
-        names, count = ("m", "n", "k"), gemm_shapes
-    elif {"isl", "step", "batch_size", *attention} <= set(columns):
-        prompt = bool(np.all(columns["step"] == 0.0))
-        names = ("batch_size", "isl" if prompt else "step", *attention)
-        count = context_shapes if prompt else generation_shapes
-    else:
-        missing = ["m, n, k or batch_size, isl, step, " + ", ".join(attention), *missing]
-    if missing or not len(seconds):
-        raise InputError(f"{path}: not a kernel table (no {', no '.join(missing) or 'rows'})")
-    return count(*(columns[name] for name in names), seconds)
+def _counter(rows: Rows) -> Callable[[Rows], Work]:
+    if "m" in rows:
+        return gemm_work
+    return prefill_work if not np.any(rows["step"]) else decode_work
 
 
-def fit(shapes: Shapes, cache: float = 0.0) -> Fit:
-    """Fit the constants to log times, rows far off counting little; of several losses keep the best median."""
+def fit(work: Work, seconds: Floats, cache: float = 0.0) -> Fit:
+    """Fit the constants to log times, rows far off counting little; of the losses keep the best median."""
     from scipy.optimize import least_squares  # noqa: PLC0415 - heavy, and an optional dependency
 
-    names = ["flops", "bandwidth", "latency", "sharpness"]
-    names += ["grain"] * (shapes.blocks is not None) + ["speedup"] * (cache > 0.0)
+    names = [*_CONSTANTS, *["grain"] * (work.blocks is not None), *["speedup"] * (cache > 0.0)]
     start, low, high = (np.log([_LIMITS[name][i] for name in names]) for i in range(3))
-    measured = np.log(shapes.seconds)
 
     def constants(logs: Floats) -> dict[str, float]:
         return dict(zip(names, np.exp(logs).tolist(), strict=True))
 
     def residuals(logs: Floats) -> Floats:
-        return np.log(shapes.predicted(constants(logs), cache)) - measured
+        return np.log(work.seconds(constants(logs), cache) / seconds)
 
     fits = []
     for loss, scale in _LOSSES:  # each starts where the one before ended
@@ -186,37 +178,33 @@ def fit(shapes: Shapes, cache: float = 0.0) -> Fit:
     return min(fits, key=lambda result: result.median)
 
 
-def snippet(kind: str, constants: dict[str, float]) -> str:
+def snippet(key: str, constants: Mapping[str, float]) -> str:
     """Write the four constants as the line of a profile."""
-    key = "bfloat16" if kind == "gemm" else kind
-    flops, bandwidth = FLOP_RATE.format(_rounded(constants["flops"])), _rounded(constants["bandwidth"])
-    latency = DURATION.format(_rounded(constants["latency"]))
+    flops, bandwidth, latency, sharpness = (float(f"{constants[name]:.3g}") for name in _CONSTANTS)
     return (
-        f"{key}: {{flops: {flops}, bandwidth: {BYTE_RATE.format(bandwidth)}, latency: {latency}, "
-        f"sharpness: {constants['sharpness']:.2f}, source: fit}}"
+        f"{key}: {{flops: {FLOP_RATE.format(flops)}, bandwidth: {BYTE_RATE.format(bandwidth)}, "
+        f"latency: {DURATION.format(latency)}, sharpness: {sharpness:g}, source: fit}}"
     )
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-def report(name: str, shapes: Shapes, result: Fit, cache: float) -> Iterable[str]:
-    """Write what was fitted, how well, and the line for the profile."""
-    beside = []
+def report(work: Work, seconds: Floats, cache: float) -> Iterable[str]:
+    """Fit a table and write how well, and the line for the profile."""
+    result = fit(work, seconds, cache)
+    beside, long = [], seconds >= _LONG
     if "grain" in result.constants:
-        beside.append(f"{result.constants['grain'] / 1e3:.3g} kB a block")
+        beside.append(f"at least {result.constants['grain'] / 1e3:.3g} kB a block")
     if cache:
-        beside.append(f"operands in {BYTES.format(cache)} of cache {result.constants['speedup']:.2g} x as fast")
-    yield f"{name}: {len(shapes.seconds)} rows"
-    yield f"  error: median {result.median:.1%}, nine tenths below {result.worst_tenth:.1%}"
-    long = shapes.seconds >= _LONG
+        beside.append(f"operands in the cache {result.constants['speedup']:.2g} times as fast")
+    yield f"  median error {result.median:.1%}, nine rows in ten below {np.quantile(result.error, 0.9):.1%}"
     if long.any():
-        yield f"  kernels of 1 ms and more: {long.sum()} rows, median {np.median(result.error[long]):.1%}"
-    if result.constants.keys() & {"grain", "speedup"}:
-        yield f"  the four constants alone: median {shapes.plain_error(result.constants):.1%}"
-    yield f"  beside the constants: {', '.join(beside) or 'nothing'}"
-    yield f"  {snippet(shapes.kind, result.constants)}"
+        yield f"  {long.sum()} kernels of 1 ms and more: median error {np.median(result.error[long]):.1%}"
+    if beside:
+        plain = np.abs(work.plain().seconds(result.constants) / seconds - 1.0)
+        yield f"  with {' and '.join(beside)}; without, median error {np.median(plain):.1%}"
+        beyond = np.max([footprint for _, footprint in work.operands], axis=0) > cache
+        if cache and beyond.any():
+            yield f"  {beyond.sum()} kernels beyond the cache: median error {np.median(plain[beyond]):.1%}"
+    yield f"  {snippet(work.key, result.constants)}"
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
@@ -227,11 +215,13 @@ def main(tables: tuple[Path, ...], cache: str) -> None:
     try:
         size = BYTES.parse(cache)
         for path in tables:
-            shapes = read_shapes(path)
-            for line in report(path.name, shapes, fit(shapes, size), size):
+            work, seconds = read_table(path)
+            click.echo(f"{path.name}: {len(seconds)} rows")
+            for line in report(work, seconds, size):
                 click.echo(line)
     except (InputError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,256 @@
+"""Traces: what happened and when, predicted or measured, and how full each memory was.
+
+A trace is written as Chrome's trace-event JSON, which https://ui.perfetto.dev opens: a thread a lane, a
+counter for every use of memory. Times are kept to the nanosecond, so that what is written reads back equal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.errors import InputError
+from simulator.hardware import LANES, TIERS, TierName
+from simulator.layout import Placed
+from simulator.operations import OP, OPERATIONS
+from simulator.policy import FloatArray
+from simulator.schedule import Int8Array, Int32Array
+from simulator.schema import read_json
+from simulator.simulate import Simulation
+from simulator.trace_memory import MemoryUse, memory_in_use
+from simulator.units import GIB
+
+_NS_PER_S, _NS_PER_US = 1e9, 1e3
+_PROCESS = 1
+_PLACE = ("pass", "layer", "group")
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """N spans as columns, in issue order, and memory over time.
+
+    Attributes:
+        operation: index into ``OPERATIONS``. [N]
+        lane: index into ``LANES``. [N]
+        start: when each task started. [N] [s]
+        end: when it ended. [N] [s]
+        pass_number: number of the pass in the run (not of those played). [N]
+        layer: 0 is the embedding, then the blocks, last the head. [N]
+        group: the group's number. [N]
+        bytes: bytes moved. [N] [B]
+        flops: work. [N] [FLOP]
+        memory: the uses of memory over time.
+        metadata: what was run, where, and whether it is predicted or measured.
+    """
+
+    operation: Int8Array
+    lane: Int8Array
+    start: FloatArray
+    end: FloatArray
+    pass_number: Int32Array
+    layer: Int32Array
+    group: Int32Array
+    bytes: FloatArray
+    flops: FloatArray
+    memory: tuple[MemoryUse, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Round times to nanoseconds."""
+        for name in ("start", "end"):
+            object.__setattr__(self, name, _nanoseconds(getattr(self, name)) / _NS_PER_S)
+
+    def __len__(self) -> int:
+        """Count the spans."""
+        return len(self.operation)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare all columns, memory and metadata."""
+        if not isinstance(other, Trace):
+            return NotImplemented
+        pairs = ((getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
+        return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment] # arrays can change
+
+    @property
+    def names(self) -> list[str]:
+        """Name the operation of every span."""
+        return [OPERATIONS[code].name for code in self.operation.tolist()]
+
+    def high_water(self) -> dict[TierName, float]:
+        """Give the most bytes in use at once on every tier. [B]"""
+        peaks: dict[TierName, float] = {}
+        for tier in TIERS:
+            uses = [use for use in self.memory if use.tier == tier]
+            times = np.unique(np.concatenate([use.time for use in uses])) if uses else np.zeros(1)
+            total = sum((use.at(times) for use in uses), np.zeros(len(times)))
+            peaks[tier] = float(total.max())
+        return peaks
+
+
+def from_simulation(
+    simulation: Simulation, placed: Placed, metadata: Mapping[str, str] | None = None
+) -> Trace:
+    """Turn a simulation into a predicted trace."""
+    schedule = simulation.schedule
+    numbers = np.array([one.number for one in schedule.window.passes], dtype=np.int32)
+    about = {"kind": "predicted", "model": placed.model.name, "runtime": placed.runtime.name}
+    return Trace(
+        operation=schedule.operation,
+        lane=schedule.lane,
+        start=simulation.start,
+        end=simulation.end,
+        pass_number=numbers[schedule.pass_index],
+        layer=schedule.layer,
+        group=schedule.group,
+        bytes=schedule.bytes,
+        flops=schedule.flops,
+        memory=memory_in_use(simulation, placed),
+        metadata=about | dict(metadata or {}),
+    )
+
+
+def to_chrome(trace: Trace) -> dict[str, Any]:
+    """Write a trace as Chrome's trace events: metadata, complete events, counters in GiB; times in us."""
+    return {
+        "displayTimeUnit": "ms",
+        "otherData": trace.metadata,
+        "traceEvents": [*_lane_names(), *_spans(trace), *_counters(trace)],
+    }
+
+
+def write_trace(trace: Trace, path: str | Path) -> None:
+    """Write a trace to a file; the same trace gives the same bytes."""
+    text = json.dumps(to_chrome(trace), separators=(",", ":"), sort_keys=False, allow_nan=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _nanoseconds(seconds: FloatArray) -> FloatArray:
+    return np.asarray(np.round(seconds * _NS_PER_S))
+
+
+def _lane_names() -> list[dict[str, Any]]:
+    events = []
+    for index, lane in enumerate(LANES):
+        for kind, args in (("thread_name", {"name": lane}), ("thread_sort_index", {"sort_index": index})):
+            events.append({"ph": "M", "pid": _PROCESS, "tid": index + 1, "name": kind, "args": args})
+    return events
+
+
+def _spans(trace: Trace) -> list[dict[str, Any]]:
+    start, end = _nanoseconds(trace.start), _nanoseconds(trace.end)
+    columns = (
+        trace.names,
+        (trace.lane + 1).tolist(),
+        (start / _NS_PER_US).tolist(),
+        ((end - start) / _NS_PER_US).tolist(),
+        trace.pass_number.tolist(),
+        trace.layer.tolist(),
+        trace.group.tolist(),
+        trace.bytes.tolist(),
+        trace.flops.tolist(),
+    )
+    return [
+        {
+            "ph": "X",
+            "pid": _PROCESS,
+            "tid": lane,
+            "name": name,
+            "ts": ts,
+            "dur": duration,
+            "args": {"pass": number, "layer": layer, "group": group, "bytes": bytes_, "flops": flops},
+        }
+        for name, lane, ts, duration, number, layer, group, bytes_, flops in zip(*columns, strict=True)
+    ]
+
+
+def _counters(trace: Trace) -> list[dict[str, Any]]:
+    return [
+        {"ph": "C", "pid": _PROCESS, "name": f"{use.tier}: {use.name}", "ts": ts, "args": {"GiB": size}}
+        for use in trace.memory
+        for ts, size in zip(
+            (_nanoseconds(use.time) / _NS_PER_US).tolist(), (use.bytes / GIB).tolist(), strict=True
+        )
+    ]
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Read a trace that `write_trace` wrote.
+
+    Raises:
+        InputError: the file cannot be read or is no such trace; it names the event at fault.
+    """
+    data = read_json(Path(path))
+    events, metadata = data.get("traceEvents"), data.get("otherData", {})
+    if not isinstance(events, list):
+        raise InputError(f"{path}: traceEvents: expected a list of events; write it with `planner simulate`")
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputError(f"{path}: otherData: expected texts by name")
+    rows, counts = [], []
+    for number, event in enumerate(events):
+        try:
+            kind = event["ph"]
+            if kind == "X":
+                rows.append(_read_span(event))
+            elif kind == "C":
+                counts.append(_read_counter(event))
+            elif kind != "M":
+                raise ValueError(f"unknown kind {kind!r}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{path}: traceEvents.{number}: {reason}") from None
+    return _gather(rows, counts, metadata)
+
+
+def _number(value: object, least: float = -np.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < np.inf:
+        raise ValueError(f"expected a number{' of 0 or more' if least == 0 else ''}; got {value!r:.40}")
+    return float(value)
+
+
+def _read_span(event: dict[str, Any]) -> tuple[float, ...]:
+    name, lane, args = event["name"], event["tid"] - 1, event["args"]
+    if name not in OP:
+        raise ValueError(f"unknown operation {name!r:.40}")
+    if lane not in range(len(LANES)):
+        raise ValueError(f"unknown lane {lane + 1!r:.40}")
+    start, took = _number(event["ts"]), _number(event["dur"], 0)
+    place = [_number(args[key]) for key in _PLACE]
+    return (OP[name], lane, start, took, *place, _number(args["bytes"], 0), _number(args["flops"], 0))
+
+
+def _read_counter(event: dict[str, Any]) -> tuple[str, float, float]:
+    tier, colon, _ = event["name"].partition(": ")
+    if tier not in TIERS or not colon:
+        raise ValueError(f"unknown counter {event['name']!r:.40}")
+    return event["name"], _number(event["ts"]), _number(event["args"]["GiB"], 0)
+
+
+def _gather(
+    rows: list[tuple[float, ...]], counts: list[tuple[str, float, float]], metadata: dict[str, str]
+) -> Trace:
+    columns: npt.NDArray[np.float64] = np.array(rows, dtype=float).reshape(len(rows), 9).T
+    start = np.round(columns[2] * _NS_PER_US)
+    took = np.round(columns[3] * _NS_PER_US)
+    series: dict[str, list[tuple[float, float]]] = {}
+    for name, ts, size in counts:
+        series.setdefault(name, []).append((ts, size))
+    memory = []
+    for name, points in series.items():
+        tier, _, use = name.partition(": ")
+        time, size = np.array(points).T
+        memory.append(MemoryUse(_tier(tier), use, np.round(time * _NS_PER_US) / _NS_PER_S, size * GIB))
+    codes, places = columns[:2].astype(np.int8), columns[4:7].astype(np.int32)
+    times = (start / _NS_PER_S, (start + took) / _NS_PER_S)
+    return Trace(*codes, *times, *places, *columns[7:], memory=tuple(memory), metadata=metadata)
+
+
+def _tier(name: str) -> TierName:
+    return TIERS[TIERS.index(name)]  # type: ignore[arg-type] # a name that was checked
