@@ -158,10 +158,10 @@ def zigzag_peak_tokens(prompt_len: int, gen_len: int) -> int:
 def diagonal_peak_tokens(prompt_len: int, gen_len: int, num_groups: int) -> float:
     """Return the most KV tokens per sequence in flight of a diagonal schedule in steady state.
 
-    peak = s + n (k + 1) / (2 k) - 2         for k groups, k a divisor of n, k < n
-    peak = (n - 1) (2 s + n - 2) / (2 n)     for k = n
+    peak = s + n (q + 1) / (2 q) - 2         for q groups, q a divisor of n, q < n
+    peak = (n - 1) (2 s + n - 2) / (2 n)     for q = n
 
-    Group i of a round is admitted at pass floor(i n / k); any k >= 1 is allowed, k = 1 is zig-zag.
+    Group i of a round is admitted at pass floor(i n / q); any q >= 1 is allowed, q = 1 is zig-zag.
 
     Source: docs/bounds.md, section 5. Conditions: the last token's K and V are not stored, a layer's KV is
     freed in the last pass, and within a layer the sequences that end go first.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from planner.program import Problem, memory_limit
 from planner.blocks import Candidate, normal_split
+from planner.program import Problem, memory_limit
 from simulator.hardware import TIERS, TierName
 from simulator.layout import Placed, lay_out, shape_of
 from simulator.operations import total_weight_bytes
@@ -76,10 +76,10 @@ def _make_room(
     return policy.model_copy(update={"num_groups": fewer}) if fewer >= cohorts else None
 
 
-def passes_within(problem: Problem, policy: Policy, tasks: int) -> int:
+def passes_within(num_layers: int, gen_len: int, policy: Policy, tasks: int) -> int:
     """Give how many passes a simulation may play so that it stays within a number of tasks."""
-    parts = policy.num_groups * (problem.model.num_layers + 2) * _TASKS_PER_CELL
-    return max(5, min(problem.workload.gen_len + 1, tasks // parts))
+    a_pass = policy.num_groups * (num_layers + 2) * _TASKS_PER_CELL
+    return max(5, min(gen_len + 1, tasks // a_pass))
 
 
 def evaluate(
@@ -89,7 +89,7 @@ def evaluate(
     placed = fit(problem, candidate.policy, movable=movable)
     if placed is None:
         return None
-    passes = passes_within(problem, placed.policy, tasks)
+    passes = passes_within(problem.model.num_layers, problem.workload.gen_len, placed.policy, tasks)
     prediction, simulation = simulate(placed, problem.hardware, passes)
     return Evaluated(candidate, placed, prediction, simulation, candidate)
 

@@ -7,18 +7,17 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 
 from planner.blocks import Candidate, polished
-from planner.bounds import kv_bytes_read, window_bound, zigzag_factor
-from planner.ceiling import ceiling
-from planner.choices import Options, allowed_shapes
+from planner.certificate import certificate
+from planner.choices import Options
 from planner.evaluate import FINAL_TASKS, Evaluated, evaluate, passes_within
 from planner.infeasible import explain
-from planner.plan import Alternative, Bounds, Machine, Plan, SearchStatistics, TierMemory
+from planner.plan import Alternative, Machine, Plan, SearchStatistics, TierMemory
 from planner.prices import limits, prices
 from planner.program import Problem, Program, memory_limit
 from planner.search import SearchResult, preference, search
 from simulator.errors import InfeasibleError, PlannerError
-from simulator.operations import OP, total_weight_bytes
-from simulator.simulate import Simulation, simulate
+from simulator.hardware import TierName
+from simulator.simulate import simulate
 
 _SIMULATED = 7
 _NEAR = 0.9  # of the best answer by the program, to be worth a simulation
@@ -95,7 +94,8 @@ def _promising(problem: Problem, candidates: list[Candidate]) -> list[Candidate]
 
 def _played_longer(problem: Problem, best: Evaluated) -> Evaluated:
     """Simulate the winner with more passes than ranking takes."""
-    passes = passes_within(problem, best.placed.policy, FINAL_TASKS)
+    layers, gen_len = problem.model.num_layers, problem.workload.gen_len
+    passes = passes_within(layers, gen_len, best.placed.policy, FINAL_TASKS)
     prediction, simulation = simulate(best.placed, problem.hardware, passes)
     return replace(best, prediction=prediction, simulation=simulation)
 
@@ -123,7 +123,7 @@ def _assemble(request: Request, result: SearchResult, tried: list[Evaluated], be
         layout=placed.layout,
         layout_difference=placed.layout.difference(policy),
         predictions=best.prediction,
-        bounds=_bounds(request, result, best),
+        bounds=certificate(problem, request.options, result, best),
         limits=limits(best.candidate.solution),
         memory=_memory(problem, best),
         prices=tuple(prices(problem, outer, relaxed)),
@@ -145,71 +145,8 @@ def _machine(request: Request) -> Machine:
     )
 
 
-def _bounds(request: Request, result: SearchResult, best: Evaluated) -> Bounds:
-    problem, policy = request.problem, best.placed.policy
-    top = ceiling(problem, allowed_shapes(request.options))
-    moved, least = _io_bytes(problem, best)
-    program = Program(problem, replace(best.candidate.outer, smallest_batch=None), policy.block).solve()
-    lp = program.throughput if program is not None else best.candidate.lp_tok_s
-    return Bounds(
-        lp_tok_s=lp,
-        search_tok_s=max(result.bound_tok_s, lp),
-        ceiling_tok_s=top.throughput_tok_s,
-        ceiling_bound_by=top.bound_by,
-        io_bytes=moved,
-        io_lower_bound_bytes=least,
-        zigzag_factor=zigzag_factor(policy.num_groups, _rows(problem, policy.gpu_batch)),
-    )
-
-
-def _rows(problem: Problem, gpu_batch: int) -> float:
-    """Count the groups that the queue makes; a long queue has no end."""
-    prompts = problem.workload.num_prompts
-    return float("inf") if prompts is None else max(1.0, prompts / gpu_batch)
-
-
-def _io_bytes(problem: Problem, best: Evaluated) -> tuple[float, float]:
-    """Give the bytes read into GPU memory per sequence, and the least that any schedule reads.
-
-    Counted are weights and KV cache, as in the window bound (docs/bounds.md, section 4): the cache that the
-    CPU attends to does not cross, activations are left out.
-    """
-    placed, policy = best.placed, best.placed.policy
-    model, workload, tiers = problem.model, problem.workload, problem.hardware.tiers
-    count = best.simulation.schedule.window.sequences
-    moved = _counted_bytes(best.simulation, "load_weights") + _counted_bytes(best.simulation, "load_cache")
-    stored = model.kv_bytes(policy.cache_bits, policy.quant_group)
-    read = kv_bytes_read(model.num_layers * stored, workload.prompt_len, workload.gen_len)
-    weights = total_weight_bytes(model, placed.shape) - float(placed.layer_bytes[0].sum())
-    room = sum(tier.usable for tier in tiers.values()) - weights
-    on_cpu = float(placed.placement[5] + placed.placement[7])
-    gpu = tiers["gpu"].usable
-    if workload.num_prompts is None:
-        # A long queue: per sequence, with k / C sweeps over the weights.
-        least = (1 - on_cpu) * read + read / room * (weights - gpu) if weights >= gpu else 0.0
-        return moved / count, max(0.0, least)
-    total = window_bound(
-        read * workload.num_prompts, weights, gpu, room, workload.gen_len, crossing=1 - on_cpu
-    )
-    runs = workload.num_prompts / count
-    return moved / count, max(0.0, total - min(weights, gpu)) / (count * runs)
-
-
-def _counted_bytes(simulation: Simulation, operation: str) -> float:
-    """Sum the bytes of an operation over the passes played, as often as each counts. [B]"""
-    schedule = simulation.schedule
-    tasks = schedule.operation == OP[operation]
-    weights = [one.weight for one in schedule.window.passes]
-    return float(sum(
-        size * weights[index]
-        for size, index in zip(
-            schedule.bytes[tasks].tolist(), schedule.pass_index[tasks].tolist(), strict=True
-        )
-    ))
-
-
-def _memory(problem: Problem, best: Evaluated) -> dict:  # type: ignore[type-arg]
-    result = {}
+def _memory(problem: Problem, best: Evaluated) -> dict[TierName, TierMemory]:
+    result: dict[TierName, TierMemory] = {}
     for tier, uses in best.placed.peak_memory().items():
         _, most = memory_limit(problem.hardware, tier, pinned=best.placed.policy.pinned)
         result[tier] = TierMemory(peak=sum(uses.values()), capacity=most, uses=uses)

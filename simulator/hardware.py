@@ -32,6 +32,7 @@ from simulator.units import (
     PricePerHour,
     Seconds,
     Watts,
+    one_line,
     shortened,
 )
 
@@ -98,7 +99,7 @@ class Roofline(Record):
         Never below FLOP/flops or bytes/bandwidth, and without latency proportional to the work.
 
         >>> line = Roofline(flops="10 TFLOP/s", bandwidth="1 TB/s", latency="5 us", sharpness=1, source="s")
-        >>> float(line.seconds(flops=1e9, bytes_=2e8, kernels=2))
+        >>> round(float(line.seconds(flops=1e9, bytes_=2e8, kernels=2)), 6)
         0.00031
         """
         compute = np.divide(flops, self.flops)
@@ -314,7 +315,7 @@ def find_profile(name: str) -> Path:
         return Path(str(resources.files("hardware_profiles").joinpath(f"{stem}.yaml")))
     near = difflib.get_close_matches(stem, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"shipped profiles: {', '.join(known)}"
-    raise InputError(f"hardware: {name!r} is neither a file nor a shipped profile; {hint}")
+    raise InputError(f"hardware: {shortened(name)} is neither a file nor a shipped profile; {hint}")
 
 
 def _is_file(name: str) -> bool:
@@ -336,6 +337,18 @@ def load_profile(name: str, overrides: tuple[str, ...] = ()) -> HardwareProfile:
     return decode(HardwareProfile, data, "hardware")
 
 
+def override_profile(profile: HardwareProfile, overrides: tuple[str, ...]) -> HardwareProfile:
+    """Change figures of a profile that is already read.
+
+    Raises:
+        InputError: an override is wrong.
+    """
+    data = profile.model_dump(mode="json", exclude_none=True)
+    for override in overrides:
+        data = _override(data, override)
+    return decode(HardwareProfile, data, "hardware") if overrides else profile
+
+
 def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     path, equals, text = (part.strip() for part in override.partition("="))
     if not equals or not path or not text:
@@ -345,24 +358,20 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     node: Any = data
     for depth, key in enumerate(parents):
         if not isinstance(node, dict) or key not in node:
-            raise InputError(f"--set {_shown(path)}: {_no_such_key(node, key, parents[:depth])}")
+            raise InputError(one_line(f"--set {path}: {_no_such_key(node, key, parents[:depth])}"))
         node = node[key]
     if not isinstance(node, dict) or isinstance(node.get(last), dict):
-        raise InputError(f"--set {_shown(path)}: this is a group of values; name one of them")
+        raise InputError(one_line(f"--set {path}: this is a group of values; name one of them"))
     try:
         node[last] = parse_yaml(text)
     except YAMLFault:
-        raise InputError(f"--set {_shown(path)}: {shortened(text)} is not a value") from None
+        raise InputError(one_line(f"--set {path}: {shortened(text)} is not a value")) from None
     return data
-
-
-def _shown(path: str) -> str:
-    return path if path.isprintable() else repr(path)
 
 
 def _no_such_key(node: object, key: str, above: list[str]) -> str:
     known = [str(name) for name in node] if isinstance(node, dict) else []
     near = difflib.get_close_matches(key, known, n=1)
-    place = _shown(".".join(above)) or "the top level"
+    place = ".".join(above) or "the top level"
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known) or 'no keys'}"
     return f"no key {key!r} at {place}; {hint}"

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from simulator.errors import InputError
-from simulator.units import shortened
+from simulator.units import one_line, shortened
 
 RecordT = TypeVar("RecordT", bound="Record")
 
@@ -67,7 +67,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a text file"
-        raise InputError(_one_line(f"{path}: cannot be read ({reason.lower()})")) from None
+        raise InputError(one_line(f"{path}: cannot be read ({reason.lower()})")) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         return _mapping(parse_yaml(read_text(path)), path)
     except YAMLFault as fault:
-        raise InputError(_one_line(f"{path}: {fault}")) from None
+        raise InputError(one_line(f"{path}: {fault}")) from None
 
 
 def parse_yaml(text: str) -> Any:
@@ -124,22 +124,18 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(_one_line(f"{path}: not valid JSON ({_first_line(error)})")) from None
+        raise InputError(one_line(f"{path}: not valid JSON ({_first_line(error)})")) from None
     return _mapping(data, path)
 
 
 def _first_line(error: Exception) -> str:
-    return _one_line(str(error)) or type(error).__name__
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return one_line(str(error)) or type(error).__name__
 
 
 def _mapping(data: object, path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not data:
         kind = "empty" if not data else f"a {type(data).__name__}"
-        raise InputError(_one_line(f"{path}: expected keys with values at the top level; the file is {kind}"))
+        raise InputError(one_line(f"{path}: expected keys with values at the top level; the file is {kind}"))
     return data
 
 
@@ -156,7 +152,7 @@ def decode(record: type[RecordT], data: object, where: str) -> RecordT:
         first = faults[0]
         path = ".".join([where, *(str(part) for part in first["loc"] if part != "[key]")])
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise InputError(_one_line(f"{path}: {_explain(record, first)}{more}")) from None
+        raise InputError(one_line(f"{path}: {_explain(record, first)}{more}")) from None
 
 
 def _explain(record: type[BaseModel], fault: Any) -> str:

@@ -30,6 +30,12 @@ def shortened(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
 
 
+def one_line(text: str) -> str:
+    """Write a message on one line of printable characters."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 @dataclass(frozen=True)
 class Dimension:
     """A kind of quantity: its name, an example, its units in SI, and the range that is plausible."""

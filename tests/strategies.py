@@ -83,7 +83,7 @@ def runtimes(draw: st.DrawFn, *, grain: str | None = None) -> Runtime:
     runtime = load_runtime(draw(st.sampled_from(["reference", "reference", "flexgen"])))
     changes: dict[str, Any] = {"grain": grain or draw(st.sampled_from(["tensor", "row"]))}
     if runtime.synchronization == "dependency":
-        changes["attention_lookahead"] = draw(st.integers(0, 1))
+        changes["attention_lookahead"] = draw(st.integers(0, 4))
         changes["weight_loads"] = draw(st.sampled_from(["chunked", "burst"]))
         changes["dequantize"] = draw(st.sampled_from(["per_pass", "per_group"]))
         names = type(runtime.slots).model_fields
@@ -112,7 +112,7 @@ def workloads(*, finite: bool | None = None) -> st.SearchStrategy[Workload]:
 
 @st.composite
 def policies(
-    draw: st.DrawFn, runtime: Runtime, workload: Workload, *, eighths: bool = False, max_groups: int = 4
+    draw: st.DrawFn, runtime: Runtime, workload: Workload, *, eighths: bool = False, max_groups: int = 6
 ) -> Policy:
     """Draw a policy that the runtime can run: any schedule, split, share of CPU attention, bits, batches."""
     stagger = None

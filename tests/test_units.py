@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.units import BYTE_RATE, BYTES, DURATION, FLOP_RATE, POWER, PRICE, Dimension, shortened
+from simulator.units import (
+    BYTE_RATE,
+    BYTES,
+    DURATION,
+    FLOP_RATE,
+    POWER,
+    PRICE,
+    Dimension,
+    one_line,
+    shortened,
+)
 
 DIMENSIONS = (BYTES, BYTE_RATE, FLOP_RATE, DURATION, POWER, PRICE)
+NOT_QUANTITIES: tuple[object, ...] = (
+    *(12.9, 12, None, True, [], {}, "", "\uff11 B", "1\nB 2"),
+    *("12.9", "GB/s", "12,9 GB/s", "12.9 parsecs", "nan GB", "inf s", "1_0 B"),
+    *("$", "--1 B", "1e B", "1 B B", "1 gb", "0x10 B", "1 W/s"),
+)
 dimensions = st.sampled_from(DIMENSIONS)
 
 
@@ -87,27 +103,7 @@ def test_texts_are_short(dimension: Dimension, value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS, ids=lambda dimension: dimension.name)
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        12.9,
-        12,
-        None,
-        True,
-        [],
-        {},
-        "",
-        "12.9",
-        "GB/s",
-        "12,9 GB/s",
-        "12.9 parsecs",
-        "nan GB",
-        "inf s",
-        "1_0 B",
-    ]
-    + ["$", "--1 B", "1e B", "1 B B", "1 gb", "0x10 B", "\uff11 B", "1 W/s", "1\nB 2"],
-    ids=repr,
-)
+@pytest.mark.parametrize("wrong", NOT_QUANTITIES, ids=repr)
 def test_what_is_not_a_quantity_is_refused(dimension: Dimension, wrong: object) -> None:
     """A bare number, another unit or no number at all is an error of one line that shows an example."""
     with pytest.raises(ValueError, match="expected") as caught:
@@ -129,12 +125,8 @@ def test_what_is_not_plausible_is_refused(dimension: Dimension, number: str) -> 
 def test_any_text_is_read_or_refused(text: str) -> None:
     """No text whatsoever makes the reader fail in another way."""
     for dimension in DIMENSIONS:
-        try:
-            value = dimension.parse(text)
-        except ValueError as error:
-            assert str(error).isprintable()
-        else:
-            assert dimension.low <= value <= dimension.high
+        with contextlib.suppress(ValueError):
+            assert dimension.low <= dimension.parse(text) <= dimension.high
 
 
 @given(st.text(max_size=500) | st.integers() | st.lists(st.integers()))
@@ -142,3 +134,10 @@ def test_values_in_errors_are_short(value: object) -> None:
     """An error shows a value on one line and not for ever."""
     assert len(shortened(value)) <= 63
     assert shortened(value).isprintable()
+
+
+@given(st.text(max_size=80))
+def test_messages_are_one_printable_line(text: str) -> None:
+    """Whatever stands in a file, a message about it is one line, and a printable line is left as it is."""
+    assert one_line(text).isprintable()
+    assert one_line(one_line(text)) == one_line(text)

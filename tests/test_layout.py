@@ -1,0 +1,197 @@
+"""Layouts: fractions become whole tensors, rows, heads and sequences, spread evenly and never over the GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.hardware import TIERS
+from simulator.layout import Placed, lay_out
+from simulator.memory import BUFFERS
+from simulator.model_config import parse_config
+from simulator.operations import CellKind, layer_weight_bytes, total_weight_bytes
+from simulator.policy import PLACEMENT, Policy, Split
+from simulator.runtime import load_runtime
+from simulator.workload import Workload
+from tests.strategies import layouts, models, splits
+
+LETTERS = dict(zip("gcd", TIERS, strict=True))
+EPS = 1e-6
+
+
+def placed(model, split, grain="tensor", **changes):
+    """Lay out one policy with a weight split."""
+    policy = Policy(gpu_batch=2, num_groups=3, weights=split, cache=split, activations=split)
+    runtime = load_runtime("reference").model_copy(update={"grain": grain})
+    workload = Workload(prompt_len=8, gen_len=4)
+    return lay_out(model, runtime, workload, policy.model_copy(update=changes))
+
+
+def tensors(laid_out: Placed) -> list[tuple[str, float]]:
+    """List (tier, bytes) of every tensor in the order of the traversal, from the letters alone."""
+    model, shape = laid_out.model, laid_out.shape
+    letters = laid_out.layout.tensors
+    listed = [(weight, 0, (16, 64)) for weight in model.embed_weights()]
+    for layer in range(model.num_layers):
+        quantised = (shape.weight_bits, shape.quant_group)
+        listed += [(weight, layer, quantised) for weight in model.layer_weights()]
+    listed += [(weight, 0, (16, 64)) for weight in model.head_weights()]
+    return [
+        (LETTERS[letters[weight.name][layer]], model.weight_bytes((weight,), *bits))
+        for weight, layer, bits in listed
+    ]
+
+
+@given(layouts(grain="tensor"))
+def test_at_every_point_tiers_hold_their_share_to_one_tensor(laid_out):
+    """Spread evenly: in any prefix the GPU holds at most its share, and every tier its own within one tensor."""
+    dealt, held = 0.0, dict.fromkeys(TIERS, 0.0)
+    sizes = tensors(laid_out)
+    largest = max(size for _, size in sizes)
+    for tier, size in sizes:
+        dealt += size
+        held[tier] += size
+        assert held["gpu"] <= laid_out.policy.weights.gpu * dealt * (1 + EPS)
+        for name in TIERS:
+            asked = getattr(laid_out.policy.weights, name) * dealt
+            assert abs(held[name] - asked) <= largest * (1 + EPS)
+
+
+@given(layouts())
+def test_the_gpu_never_holds_more_than_asked(laid_out):
+    """Rounding goes to slower tiers, for every class of tensor."""
+    for name in ("weights", "cache", "activations"):
+        asked, got = getattr(laid_out.policy, name), getattr(laid_out.layout, name)
+        if asked.cpu + asked.disk > EPS:
+            assert got.gpu <= asked.gpu + EPS
+
+
+@given(layouts())
+def test_cache_and_activations_differ_by_less_than_one_unit(laid_out):
+    """The cache moves in whole (sequence, KV head) units, activations in whole sequences."""
+    block, heads = laid_out.policy.block, laid_out.model.num_kv_heads
+    for name, units in (("cache", block * heads), ("activations", block)):
+        asked, got = getattr(laid_out.policy, name), getattr(laid_out.layout, name)
+        for tier in TIERS:
+            assert abs(getattr(asked, tier) - getattr(got, tier)) * units < 1 + EPS
+            assert getattr(got, tier) * units == pytest.approx(round(getattr(got, tier) * units), abs=EPS)
+
+
+@given(layouts())
+def test_cpu_attention_is_of_whole_units(laid_out):
+    """The CPU attends to whole (sequence, KV head) units, within half a unit of what was asked."""
+    units = laid_out.policy.block * laid_out.model.num_kv_heads
+    for tier in ("cpu", "disk"):
+        there = getattr(laid_out.layout.cache, tier) * units
+        attended = getattr(laid_out.layout.cpu_attention, tier) * there
+        assert attended == pytest.approx(round(attended), abs=1e-4)
+        if there > 0.5:
+            assert abs(attended - getattr(laid_out.policy.cpu_attention, tier) * there) <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("grain", ["tensor", "row"])
+@pytest.mark.parametrize("tier", TIERS)
+@given(models())
+def test_all_on_one_tier_is_exact(grain, tier, model):
+    """A split of 1 on one tier leaves nothing elsewhere."""
+    split = Split(**{name: float(name == tier) for name in TIERS})
+    laid_out = placed(model, split, grain)
+    assert laid_out.layout.weights == laid_out.layout.cache == laid_out.layout.activations == split
+    assert laid_out.layout.difference(laid_out.policy) == {"weights": 0, "cache": 0, "activations": 0}
+    assert laid_out.layer_bytes.sum() == laid_out.layer_bytes[:, TIERS.index(tier)].sum()
+
+
+@given(layouts())
+def test_layers_add_up(laid_out):
+    """Whatever the placement, every layer has all its bytes, and the model all of its."""
+    model, shape = laid_out.model, laid_out.shape
+    kinds = [CellKind.EMBED, *[CellKind.BLOCK] * model.num_layers, CellKind.HEAD]
+    expected = [layer_weight_bytes(model, shape, kind) for kind in kinds]
+    np.testing.assert_allclose(laid_out.layer_bytes.sum(axis=1), expected, rtol=1e-12)
+    total = total_weight_bytes(model, shape)
+    assert laid_out.layer_bytes.sum() == pytest.approx(total)
+    fractions = [getattr(laid_out.layout.weights, tier) for tier in TIERS]
+    np.testing.assert_allclose(laid_out.layer_bytes.sum(axis=0) / total, fractions, atol=1e-9)
+
+
+@given(layouts(grain="tensor"))
+def test_every_tensor_has_a_letter_a_layer(laid_out):
+    """Tensors of blocks have as many letters as there are layers, the others one; the bytes follow them."""
+    model, letters = laid_out.model, laid_out.layout.tensors
+    blocks = {weight.name for weight in model.layer_weights()}
+    ends = {weight.name for weight in (*model.embed_weights(), *model.head_weights())}
+    assert letters.keys() == blocks | ends
+    assert all(len(letters[name]) == (model.num_layers if name in blocks else 1) for name in letters)
+    assert set("".join(letters.values())) <= set("gcd")
+    sums = dict.fromkeys(TIERS, 0.0)
+    for tier, size in tensors(laid_out):
+        sums[tier] += size
+    assert list(sums.values()) == pytest.approx(laid_out.layer_bytes.sum(axis=0).tolist())
+
+
+@given(models(), splits(), st.sampled_from([16, 4]))
+def test_rows_are_whole_and_differ_by_less_than_one(model, split, bits):
+    """With rows, every tensor is cut at whole rows, the GPU's share rounded down."""
+    laid_out = placed(model, split, "row", weight_bits=bits)
+    shapes = {w.name: w.shape for w in (*model.embed_weights(), *model.layer_weights(), *model.head_weights())}
+    assert laid_out.layout.tensors == {}
+    assert laid_out.layout.rows.keys() == shapes.keys()
+    for name, parts in laid_out.layout.rows.items():
+        rows = np.array(parts) * shapes[name][0]
+        np.testing.assert_allclose(rows, rows.round(), atol=1e-6)
+        asked = np.array([split.gpu, split.cpu, split.disk]) * shapes[name][0]
+        assert (np.abs(rows - asked) < 1 + 1e-4).all()
+
+
+def test_a_layout_by_hand():
+    """Half on the GPU, a quarter on the CPU: a tensor goes where the share of all so far has room for it.
+
+    The table (8192 B) has no room in half of itself, nor in three quarters. After it, all goes to the GPU
+    until it holds 7.3 of 15.5 kB; then the larger matrices alternate. The head fits into three quarters.
+    """
+    config = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config |= {"vocab_size": 256, "max_position_embeddings": 64, "intermediate_size": 32, "dtype": "float16"}
+    laid_out = placed(parse_config(config, "by hand"), Split(gpu=0.5, cpu=0.25, disk=0.25))
+    assert laid_out.layout.tensors == {
+        "model.embed_tokens.weight": "d",
+        "input_layernorm.weight": "gg",
+        "self_attn.q_proj.weight": "gg",
+        "self_attn.k_proj.weight": "gg",
+        "self_attn.v_proj.weight": "gg",
+        "self_attn.o_proj.weight": "gg",
+        "post_attention_layernorm.weight": "gg",
+        "mlp.gate_proj.weight": "gc",
+        "mlp.up_proj.weight": "gg",
+        "mlp.down_proj.weight": "gc",
+        "model.norm.weight": "g",
+        "lm_head.weight": "c",
+    }
+    assert laid_out.layer_bytes.sum(axis=0).tolist() == [8352, 10240, 8192]
+
+
+@given(layouts())
+def test_placement_is_a_partition(laid_out):
+    """The placement variables of each class are non-negative and sum to 1."""
+    values = dict(zip(PLACEMENT, laid_out.placement.tolist(), strict=True))
+    assert values["one"] == 1
+    for prefix in ("weights", "cache", "activations"):
+        parts = [value for name, value in values.items() if name.startswith(prefix)]
+        assert min(parts) >= 0
+        assert sum(parts) == pytest.approx(1)
+
+
+@given(layouts())
+def test_memory_items_are_complete(laid_out):
+    """Peaks are the items at the placement; every buffer has an item, with a slot at least."""
+    names = {item.name: item for item in laid_out.items()}
+    assert set(BUFFERS) <= names.keys()
+    assert all(item.slots >= 1 for item in names.values())
+    peaks = laid_out.peak_memory()
+    total = sum(
+        item.slots * (laid_out.policy.block if item.scales else 1) * float(item.form @ laid_out.placement)
+        for item in laid_out.items()
+    )
+    assert sum(sum(uses.values()) for uses in peaks.values()) == pytest.approx(total)
+    assert all(size > 0 for uses in peaks.values() for size in uses.values())
