@@ -17,6 +17,7 @@ from simulator.simulate import Prediction, Simulation, simulate
 RANKING_TASKS = 120_000
 FINAL_TASKS = 600_000
 _TASKS_PER_CELL = 10
+_FIT_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,14 @@ def fit(problem: Problem, policy: Policy, *, movable: bool = True) -> Placed | N
 
     Returns None if it cannot be made to fit. ``movable`` is off for a policy that the user pinned.
     """
-    weights = total_weight_bytes(problem.model, shape_of(policy))
-    for _ in range(12):
+    for attempt in range(_FIT_ATTEMPTS):
         placed = lay_out(problem.model, problem.runtime, problem.workload, policy)
         over = overfull(problem, placed)
         if not over:
             return placed
         if not movable:
             return None
-        changed = _make_room(problem, policy, over, weights)
+        changed = _make_room(problem, policy, over, attempt)
         if changed is None:
             return None
         policy = changed
@@ -62,15 +62,22 @@ def overfull(problem: Problem, placed: Placed) -> dict[TierName, float]:
 
 
 def _make_room(
-    problem: Problem, policy: Policy, over: dict[TierName, float], weights: float
+    problem: Problem, policy: Policy, over: dict[TierName, float], attempt: int
 ) -> Policy | None:
+    """Move weights from overfull tiers to slower ones, a tensor more with every attempt; else drop groups."""
+    shape = shape_of(policy)
+    weights = total_weight_bytes(problem.model, shape)
+    matrices = [weight for weight in problem.model.layer_weights() if weight.is_matrix]
+    step = min(problem.model.weight_bytes((each,), shape.weight_bits, shape.quant_group) for each in matrices)
     split: dict[TierName, float] = {tier: getattr(policy.weights, tier) for tier in TIERS}
+    before = dict(split)
     for tier, slower in zip(TIERS, TIERS[1:], strict=False):
-        moved = min(split[tier], 1.05 * over.get(tier, 0.0) / weights)
-        if moved > 0.0:
+        if tier in over:
+            moved = min(split[tier], (over[tier] + attempt * step) / weights)
             split[tier] -= moved
             split[slower] += moved
-            return policy.model_copy(update={"weights": normal_split(*split.values())})
+    if split != before:
+        return policy.model_copy(update={"weights": normal_split(*split.values())})
     cohorts = policy.cohorts(problem.workload.gen_len)
     fewer = (math.floor(policy.num_groups * 0.97) // cohorts) * cohorts
     return policy.model_copy(update={"num_groups": fewer}) if fewer >= cohorts else None

@@ -179,12 +179,13 @@ def _alternatives(
 def _reason(candidate: Candidate, one: Evaluated | None, best: Evaluated) -> str:
     prefix = f"{candidate.why}; " if candidate.why else ""
     if one is None:
-        gap = 1 - candidate.lp_tok_s / best.candidate.lp_tok_s
+        gap = 1 - candidate.effective_tok_s / best.candidate.effective_tok_s
         behind = f"{100 * gap:.1f} % slower by the program" if gap > 5e-4 else "equal by the program"
         return f"{prefix}{behind}; not among those simulated"
     ratio = one.prediction.throughput_tok_s / best.prediction.throughput_tok_s
     if ratio >= 1 - _TIE:
-        return f"{prefix}as fast, with a larger block or a longer wait"
+        larger = one.placed.policy.block > best.placed.policy.block
+        return f"{prefix}as fast, with a larger block" if larger else f"{prefix}as fast to within 0.1 %"
     busiest = max(one.prediction.busy, key=one.prediction.busy.__getitem__)
     share = one.prediction.busy[busiest]
     return f"{prefix}{100 * (1 - ratio):.1f} % slower in the simulation ({busiest} busy {100 * share:.0f} %)"

@@ -68,11 +68,11 @@ class Outer:
         return prompt_batch(self.gpu_batch, problem.workload.prompt_len)
 
 
-def prompt_batch(gpu_batch: int, prompt_len: int, tokens: int = 4096) -> int:
+def prompt_batch(gpu_batch: int, prompt_len: int, tokens: int = 2048) -> int:
     """Choose the smallest divisor of the group size whose prompts make at least ``tokens`` tokens.
 
     >>> prompt_batch(32, 512), prompt_batch(6, 100), prompt_batch(8, 100_000)
-    (8, 6, 1)
+    (4, 6, 1)
     """
     divisors = [size for size in range(1, gpu_batch + 1) if gpu_batch % size == 0]
     return next((size for size in divisors if size * prompt_len >= tokens), gpu_batch)

@@ -152,6 +152,9 @@ def _expectations(plan: Plan) -> Table:
         f"{bounds.ceiling_tok_s:.4g} tok/s",
         f"any schedule, set by {_LANE_WORDS.get(bounds.ceiling_bound_by, bounds.ceiling_bound_by)}: {gap:.1f} % above",
     )
+    if plan.workload.num_prompts is not None:
+        whole = plan.workload.num_prompts * plan.workload.gen_len / seen.throughput_tok_s
+        table.add_row("whole queue", duration(whole), _count(plan.workload.num_prompts, "prompt"))
     table.add_row("latency", duration(seen.latency_s), "of a sequence, admission to last token")
     admission = "prompts of a block" if plan.schedule != "diagonal" else "a pass that admits prompts"
     table.add_row("first token", duration(seen.prefill_s), admission)

@@ -271,7 +271,7 @@ class HardwareProfile(Record):
     def to_yaml(self) -> str:
         """Write the profile as YAML that reads back into an equal profile."""
         data = self.model_dump(mode="json", exclude_none=True)
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+        return yaml.safe_dump(data, sort_keys=False, width=110)
 
     def source_kinds(self) -> list[SourceKind]:
         """List the kinds of sources that the profile's figures rest on."""

@@ -1,8 +1,8 @@
 """A policy made real: which tensor, or which share of its rows, lies on which tier.
 
 Fractions become whole tensors spread evenly over the layers (or rows of every tensor), whole (sequence,
-KV head) units of cache, whole sequences of activations. Faster tiers never get more than was asked for, so
-rounding cannot overfill them; what is left over goes to the next slower tier.
+KV head) units of cache, whole sequences of activations. The GPU never gets more than was asked for; what is
+left over goes to the next slower tier, which may then hold up to one tensor (or unit) more than was asked.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _tensors(model: ModelSpec, policy: Policy) -> Iterator[tuple[int, Weight, fl
 
 
 def _by_tensors(model: ModelSpec, policy: Policy) -> tuple[dict[str, str], FloatArray]:
-    """Deal whole tensors so that at every point no faster tier holds more than its share of what was dealt."""
+    """Deal whole tensors: each to the fastest tier that has room for it in its share of what was dealt so far."""
     held = np.zeros((model.num_layers + 2, 3))
     letters: dict[str, list[str]] = {}
     gpu_share, host_share = policy.weights.gpu, policy.weights.gpu + policy.weights.cpu
@@ -203,7 +203,7 @@ def _by_tensors(model: ModelSpec, policy: Policy) -> tuple[dict[str, str], Float
 def _by_rows(
     model: ModelSpec, policy: Policy
 ) -> tuple[dict[str, str], dict[str, tuple[float, float, float]], FloatArray]:
-    """Cut every tensor along its rows; tensors of one dimension go whole to the fastest tier that is used."""
+    """Cut every tensor along its rows, those of one dimension too."""
     held = np.zeros((model.num_layers + 2, 3))
     rows: dict[str, tuple[float, float, float]] = {}
     for layer, weight, size in _tensors(model, policy):

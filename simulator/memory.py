@@ -146,7 +146,9 @@ def workspaces(
     ]
     if shape.weight_bits < 16:
         expanded = model.weight_bytes(model.layer_weights())
-        share = 1.0 if runtime.dequantize == "per_pass" else 0.5
+        # With lookahead a layer is expanded while the last groups still use the one before.
+        per_pass = 2.0 if ahead else 1.0
+        share = per_pass if runtime.dequantize == "per_pass" else 0.5
         items.append(MemoryItem("expanded weights", "gpu", share * expanded * ALWAYS))
     if shape.cache_bits < 16:
         items.append(MemoryItem("expanded cache", "gpu", context * CACHE_ON_GPU_ENGINE))

@@ -1,0 +1,144 @@
+"""Small questions for the planner: drawn machines that are too small for drawn models, and their arithmetic.
+
+``evaluate`` recomputes what a placement takes from the schedule's forms, without the placement program.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from hypothesis import strategies as st
+
+from planner.program import Outer, Problem, memory_limit
+from simulator.cost import Rates
+from simulator.demand import period_demand, resource_limits
+from simulator.hardware import TIERS, HardwareProfile, load_profile
+from simulator.memory import Batch, lookahead, memory_items
+from simulator.model_config import load_model
+from simulator.operations import Shape, total_weight_bytes
+from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
+from simulator.runtime import load_runtime
+from simulator.workload import Workload
+from tests.strategies import machines, models, runtimes, workloads
+
+
+def problem_of(
+    hardware: str, model: str, *, runtime: str = "reference", sets: tuple[str, ...] = (), **work: int
+) -> Problem:
+    """Ask about a shipped machine and a model of the catalogue."""
+    return Problem(
+        load_profile(hardware, sets), load_model(model), Workload(**work), load_runtime(runtime)
+    )
+
+
+def with_memory(hardware: HardwareProfile, **sizes: float) -> HardwareProfile:
+    """Give a machine with other usable sizes of its tiers. [B]"""
+    tiers = {
+        name: tier.model_copy(update={"capacity": sizes.get(name, tier.capacity), "reserve": 0.0, "pinnable": None})
+        for name, tier in hardware.tiers.items()
+    }
+    return hardware.model_copy(update={"tiers": tiers})
+
+
+@st.composite
+def problems(draw: st.DrawFn, *, finite: bool | None = False) -> Problem:
+    """Draw a problem whose memories are of the order of what the model and some sequences need."""
+    model, runtime, workload = draw(models()), draw(runtimes()), draw(workloads(finite=finite))
+    weights = total_weight_bytes(model, Shape())
+    one = model.num_layers * workload.context_len * model.kv_bytes_per_token
+    size = draw(st.sampled_from([1, 4])) * one
+    share = st.sampled_from([0.05, 0.3, 0.7, 1.5])
+    layer = weights / model.num_layers
+    hardware = with_memory(
+        draw(machines()),
+        gpu=2 * layer + draw(share) * weights + (8 + draw(st.sampled_from([0, 8]))) * size,
+        cpu=2 * layer + draw(share) * weights + draw(st.sampled_from([2, 10, 40])) * size,
+        disk=draw(st.sampled_from([0.2, 2.0])) * weights + 20 * size,
+    )
+    return Problem(hardware, model, workload, runtime)
+
+
+@st.composite
+def outers(draw: st.DrawFn, problem: Problem) -> Outer:
+    """Draw the choices outside the program that the problem's engine can run."""
+    stagger = None
+    if "diagonal" in problem.runtime.schedules and problem.workload.gen_len > 1:
+        stagger = draw(st.one_of(st.none(), st.integers(1, problem.workload.gen_len - 1)))
+    return Outer(
+        gpu_batch=draw(st.sampled_from([1, 2, 4])),
+        stagger=stagger,
+        shape=Shape(draw(st.sampled_from([16, 16, 4])), draw(st.sampled_from([16, 16, 4])), 16),
+        pinned=draw(st.booleans()),
+        prefetch=draw(st.integers(1, 2)),
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, finite: bool | None = False) -> tuple[Problem, Outer]:
+    """Draw a problem with choices for it."""
+    problem = draw(problems(finite=finite))
+    return problem, draw(outers(problem))
+
+
+def unit(problem: Problem, outer: Outer) -> int:
+    """Give the smallest step of the block."""
+    return outer.gpu_batch * cohorts_in_flight(outer.stagger, problem.workload.gen_len)
+
+
+def seconds_per_sequence(problem: Problem, outer: Outer, block: int, placements: FloatArray) -> FloatArray:
+    """Give the period's time over the block under perfect overlap: [P, len(PLACEMENT)] becomes [P]. [s]"""
+    rates = Rates(problem.hardware, problem.model.dtype, outer.pinned)
+    limits = resource_limits(rates)
+    phases = period_demand(
+        problem.model,
+        outer.shape,
+        problem.runtime,
+        problem.workload,
+        rates,
+        gpu_batch=outer.gpu_batch,
+        prompt_batch=outer.prompts_together(problem),
+        stagger=outer.stagger,
+        prefetch=outer.prefetch,
+    )
+    whole, apart = np.zeros((len(placements), len(limits))), np.zeros(len(placements))
+    for phase in phases:
+        demand = np.array([phase.at(placement, block) for placement in placements]) / limits
+        carried = (placements @ phase.carry.T) / limits
+        apart += np.maximum(0.0, (demand - carried).max(axis=1))
+        whole += demand
+    return np.maximum(apart, whole.max(axis=1)) / block
+
+
+def memory_used(problem: Problem, outer: Outer, block: int, placements: FloatArray) -> FloatArray:
+    """Give the share of every tier's memory that placements fill: [P, len(PLACEMENT)] becomes [P, 3]."""
+    batch = Batch(outer.gpu_batch, outer.prompts_together(problem), outer.prefetch, outer.stagger)
+    ahead = lookahead(problem.runtime, block // outer.gpu_batch)
+    items = memory_items(problem.model, outer.shape, problem.runtime, problem.workload, batch, ahead)
+    used = np.zeros((len(placements), len(TIERS)))
+    for item in items:
+        scale = item.slots * (block if item.scales else 1)
+        used[:, TIERS.index(item.tier)] += scale * (placements @ item.form)
+    most = [memory_limit(problem.hardware, tier, pinned=outer.pinned)[1] for tier in TIERS]
+    return used / np.maximum(most, 1e-9)
+
+
+def simplex(parts: int, steps: int) -> FloatArray:
+    """List all splits into some parts in multiples of 1 / steps."""
+    rows = [
+        np.diff([-1, *cut, steps + parts - 1]) - 1
+        for cut in itertools.combinations(range(steps + parts - 1), parts - 1)
+    ]
+    return np.array(rows) / steps
+
+
+def grid(weights: int, cache: int, activations: int) -> FloatArray:
+    """List placements on a grid: all combinations of splits in so many steps. [P, len(PLACEMENT)]"""
+    parts = [simplex(3, weights), simplex(5, cache), simplex(3, activations)]
+    counts = [len(part) for part in parts]
+    index = np.indices(counts).reshape(3, -1)
+    columns = [np.ones((math.prod(counts), 1)), *(part[i] for part, i in zip(parts, index, strict=True))]
+    rows = np.concatenate(columns, axis=1)
+    assert rows.shape[1] == len(PLACEMENT)
+    return rows
