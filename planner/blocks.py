@@ -6,25 +6,32 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from planner.choices import Options, unit_of
+from planner.choices import Options, fits_queue, unit_of
 from planner.program import Outer, Problem, Program, Solution
-from simulator.policy import CpuAttention, Policy, Split
+from simulator.hardware import TIERS
+from simulator.policy import CpuAttention, Policy, Split, cohorts_in_flight
+
+_GAIN = 1e-4  # relative; a smaller block must be faster by more than this
+_NOISE = 1e-6  # fractions that the solver leaves where zero is meant
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy with the program's answer for its block. ``why`` says what it is among the candidates."""
+    """A policy with the program's answer for its block.
+
+    Attributes:
+        lp_tok_s: throughput under perfect overlap; where the queue leaves sequences of a block without a
+            prompt, they do not count.
+        effective_tok_s: the same, with an estimate of what entering and leaving a diagonal costs.
+        why: what it is among the candidates.
+    """
 
     outer: Outer
     solution: Solution
     policy: Policy
+    lp_tok_s: float
     effective_tok_s: float
     why: str = ""
-
-    @property
-    def lp_tok_s(self) -> float:
-        """Throughput under perfect overlap, in the steady state. [tok/s]"""
-        return self.solution.throughput
 
 
 @dataclass
@@ -41,19 +48,40 @@ class Solver:
         return Program(self.problem, outer, block).solve(**aim)
 
 
-def queue_factor(problem: Problem, outer: Outer, block: float) -> float:
-    """Give the share of the steady throughput that a finite queue can have.
+def real_share(problem: Problem, outer: Outer, block: float) -> float:
+    """Give the share of the sequences computed that a prompt of a finite queue stands behind: ``N / (ceil(N / a) a)``.
 
-    Zig-zag computes whole blocks, the last one perhaps half empty: ``N / (ceil(N / D) D)``. The diagonal also
-    enters and leaves: ``(N / a) d`` passes of work take ``(ceil(N / a) - 1) d + n``, a = sequences a cohort.
+    Sequences are admitted a at a time: whole blocks, or one cohort of the diagonal.
     """
-    prompts, gen_len = problem.workload.num_prompts, problem.workload.gen_len
+    prompts = problem.workload.num_prompts
     if prompts is None:
         return 1.0
-    cohorts = unit_of(problem, outer) // outer.gpu_batch
-    every = outer.stagger if outer.stagger and cohorts > 1 else gen_len
-    cohort = block / cohorts
-    return (prompts / cohort) * every / ((math.ceil(prompts / cohort - 1e-9) - 1) * every + gen_len)
+    cohort = block / cohorts_in_flight(outer.stagger, problem.workload.gen_len)
+    return prompts / (math.ceil(prompts / cohort - 1e-9) * cohort)
+
+
+def queue_factor(problem: Problem, outer: Outer, block: float) -> float:
+    """Give about the share of the steady throughput that a finite queue can have.
+
+    The diagonal also enters and leaves: ``ceil(N / a)`` admissions, d passes apart, take
+    ``(ceil(N / a) - 1) d + n`` passes.
+    """
+    share, gen_len = real_share(problem, outer, block), problem.workload.gen_len
+    cohorts = cohorts_in_flight(outer.stagger, gen_len)
+    if problem.workload.num_prompts is None or cohorts == 1 or outer.stagger is None:
+        return share
+    admissions = math.ceil(problem.workload.num_prompts * cohorts / block - 1e-9)
+    return share * admissions * outer.stagger / ((admissions - 1) * outer.stagger + gen_len)
+
+
+def best_queue_factor(problem: Problem, outer: Outer) -> float:
+    """Give the most that :func:`queue_factor` can be at any block of at least a group size."""
+    unit = unit_of(problem, outer)
+    prompts, gen_len = problem.workload.num_prompts, problem.workload.gen_len
+    if prompts is None or unit == outer.gpu_batch or outer.stagger is None:
+        return 1.0
+    admissions = prompts / outer.gpu_batch
+    return min(1.0, admissions * outer.stagger / ((admissions - 1) * outer.stagger + gen_len))
 
 
 def best_block(solver: Solver, outer: Outer, relaxed_block: float | None) -> Candidate | None:
@@ -78,8 +106,7 @@ def best_block(solver: Solver, outer: Outer, relaxed_block: float | None) -> Can
     if best and value(best) == 0.0 and solver.options.pins.get("num_groups") is None:
         best = _largest_feasible(unit, min(blocks), value)
     elif len(blocks) > 1 and best == min(blocks):
-        while best > unit and value(best - unit) > value(best):
-            best -= unit
+        best = _walk_down(unit, best, value)
     solution = tried.get(best)
     if solution is None:
         return None
@@ -90,8 +117,11 @@ def candidate_of(
     problem: Problem, outer: Outer, block: int, solution: Solution, why: str = ""
 ) -> Candidate:
     """Write a solution for a whole block as a candidate."""
-    effective = solution.throughput * queue_factor(problem, outer, block)
-    return Candidate(outer, solution, policy_of(problem, outer, block, solution), effective, why)
+    policy = policy_of(problem, outer, block, solution)
+    lp, effective = (
+        solution.throughput * factor(problem, outer, block) for factor in (real_share, queue_factor)
+    )
+    return Candidate(outer, solution, policy, lp, effective, why)
 
 
 def _blocks(solver: Solver, outer: Outer, relaxed_block: float | None) -> list[int]:
@@ -104,14 +134,26 @@ def _blocks(solver: Solver, outer: Outer, relaxed_block: float | None) -> list[i
         return [outer.gpu_batch]
     if relaxed_block is None:
         return []
+    prompts = solver.problem.workload.num_prompts
+    if prompts is not None and unit == outer.gpu_batch:  # zig-zag: as few blocks, none larger than it must be
+        parts = max(1, math.floor(prompts / relaxed_block))
+        return sorted({math.ceil(math.ceil(prompts / count) / unit) * unit for count in (parts, parts + 1)})
     low = max(1, math.floor(relaxed_block / unit + 1e-9)) * unit
     blocks = {low} if abs(low - relaxed_block) < 1e-6 * low else {low, low + unit}
-    prompts = solver.problem.workload.num_prompts
-    if prompts is not None:
-        parts = max(1, math.floor(prompts / relaxed_block))
-        blocks |= {math.ceil(math.ceil(prompts / count) / unit) * unit for count in (parts, parts + 1)}
-        blocks = {block for block in blocks if block <= math.ceil(prompts / unit) * unit}
+    blocks = {block for block in blocks if fits_queue(solver.problem, outer, block)} or {unit}
     return sorted(blocks)
+
+
+def _walk_down(unit: int, block: int, value: Callable[[int], float]) -> int:
+    """Make a block smaller, in steps that grow, for as long as that gains something."""
+    step = unit
+    while True:
+        if block > step and value(block - step) > value(block) * (1 + _GAIN):
+            block, step = block - step, 2 * step
+        elif step > unit:
+            step = unit
+        else:
+            return block
 
 
 def _largest_feasible(unit: int, known_bad: int, value: Callable[[int], float]) -> int:
@@ -153,19 +195,26 @@ def polished(solver: Solver, candidate: Candidate) -> Candidate:
 
 
 def policy_of(problem: Problem, outer: Outer, block: int, solution: Solution) -> Policy:
-    """Write a solution as a policy."""
+    """Write a solution as a policy; what is pinned is as pinned, to the last digit."""
     _, wg, wc, wd, cg, cpu_c, cpu_g, disk_c, disk_g, hg, hc, hd = (
-        round(max(0.0, float(value)), 9) for value in solution.placement
+        round(float(value), 9) if value > _NOISE else 0.0 for value in solution.placement
     )
+    pins = dict(outer.pins)
+
+    def split(name: str, *found: float) -> Split:
+        pinned = [pins.get(f"{name}_{tier}") for tier in TIERS]
+        return normal_split(*(value if value is not None else share for value, share in zip(pinned, found, strict=True)))
+
+    def on_cpu(cpu: float, gpu: float) -> float:
+        return pins.get("cpu_attention", cpu / (cpu + gpu) if cpu else 0.0)
+
     return Policy(
         gpu_batch=outer.gpu_batch,
         num_groups=block // outer.gpu_batch,
-        weights=normal_split(wg, wc, wd),
-        cache=normal_split(cg, cpu_c + cpu_g, disk_c + disk_g),
-        activations=normal_split(hg, hc, hd),
-        cpu_attention=CpuAttention(
-            cpu=cpu_c / (cpu_c + cpu_g) if cpu_c else 0.0, disk=disk_c / (disk_c + disk_g) if disk_c else 0.0
-        ),
+        weights=split("weights", wg, wc, wd),
+        cache=split("cache", cg, cpu_c + cpu_g, disk_c + disk_g),
+        activations=split("activations", hg, hc, hd),
+        cpu_attention=CpuAttention(cpu=on_cpu(cpu_c, cpu_g), disk=on_cpu(disk_c, disk_g)),
         weight_bits=outer.shape.weight_bits,
         cache_bits=outer.shape.cache_bits,
         quant_group=outer.shape.quant_group,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from planner.blocks import real_share
 from planner.bounds import kv_bytes_read, window_bound, zigzag_factor
 from planner.ceiling import ceiling
 from planner.choices import Options, allowed_shapes
@@ -24,8 +25,14 @@ def certificate(problem: Problem, options: Options, result: SearchResult, best: 
     policy = best.placed.policy
     top = ceiling(problem, allowed_shapes(options))
     moved, least = io_bytes(problem, best)
-    program = Program(problem, replace(best.candidate.outer, smallest_batch=None), policy.block).solve()
-    lp = program.throughput if program is not None else best.candidate.lp_tok_s
+    outer = replace(best.candidate.outer, smallest_batch=None)
+    program = Program(problem, outer, policy.block).solve()
+    lp = best.candidate.lp_tok_s
+    if program is not None:
+        lp = program.throughput * real_share(problem, outer, policy.block)
+    if problem.workload.num_prompts is not None:
+        # The program is about the steady state, in which a queue of less than a block never is.
+        lp = min(lp, top.throughput_tok_s)
     prompts = problem.workload.num_prompts
     rows = math.inf if prompts is None else max(1.0, prompts / policy.gpu_batch)
     return Bounds(

@@ -89,13 +89,25 @@ def group_sizes(problem: Problem, options: Options, root: Outer) -> tuple[int, .
     groups, parts, fixed = pins.get("num_groups"), pins.get("prompt_batch"), pins.get("gpu_batch")
     if groups is not None and groups % cohorts:
         return ()
-    if fixed is not None:
-        if parts is not None and fixed % parts:
-            raise InputError(f"--fix prompt_batch={parts}: it must divide gpu_batch={fixed}")
-        return (fixed,)
-    most = max(problem.workload.num_prompts or GROUP_SIZES[-1], cohorts)
-    sizes = GROUP_SIZES if parts is None else tuple(parts * size for size in GROUP_SIZES)
-    return tuple(size for size in sizes if size * cohorts <= most) or (sizes[:1] if cohorts <= most else ())
+    if fixed is not None and parts is not None and fixed % parts:
+        raise InputError(f"--fix prompt_batch={parts}: it must divide gpu_batch={fixed}")
+    sizes = (fixed,) if fixed is not None else tuple((parts or 1) * size for size in GROUP_SIZES)
+    prompts = problem.workload.num_prompts
+    if prompts is None:
+        return sizes
+    if parts is None and fixed is None:  # groups that divide a short queue evenly
+        even = (math.ceil(prompts / count / cohorts) for count in range(1, 5))
+        sizes = tuple(sorted({*sizes, *(size for size in even if size <= sizes[-1])}))
+    fitting = tuple(size for size in sizes if fits_queue(problem, replace(root, gpu_batch=size), size * cohorts))
+    spread = options.schedule == "diagonal" or pins.get("stagger") is not None
+    return fitting or (sizes[:1] if spread or cohorts == 1 else ())
+
+
+def fits_queue(problem: Problem, outer: Outer, block: int) -> bool:
+    """Tell whether a block is no larger than a finite queue needs: only zig-zag's last group may have gaps."""
+    prompts, size = problem.workload.num_prompts, outer.gpu_batch
+    zigzag = unit_of(problem, outer) == size
+    return prompts is None or block <= prompts or (zigzag and size <= prompts and block < prompts + size)
 
 
 def _pinning(problem: Problem, options: Options) -> tuple[bool, ...]:

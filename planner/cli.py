@@ -18,7 +18,8 @@ from planner.plan import Plan, read_plan
 from planner.program import Problem
 from planner.report import print_plan
 from simulator.errors import InputError, PlannerError
-from simulator.hardware import load_profile, shipped_profiles
+from simulator.hardware import TIERS, load_profile, shipped_profiles
+from simulator.model import ModelSpec
 from simulator.model_config import catalogue_names, load_model
 from simulator.runtime import load_runtime, runtime_names
 from simulator.schema import decode
@@ -50,7 +51,7 @@ def _one_line(text: str) -> str:
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="offload-planner", prog_name="planner")
 def cli(debug: bool) -> None:
-    """Plan, simulate and run large language models on machines they do not fit in."""
+    """Plan and simulate large language models on machines they do not fit in."""
 
 
 @cli.command()
@@ -156,20 +157,21 @@ def hardware(output: str) -> None:
         _echo_json({profile.name: profile.model_dump(mode="json", exclude_none=True) for profile in profiles})
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("name", "GPU memory", "DRAM", "disk", "USD/h", "machine"):
-        table.add_column(name, justify="left" if name in ("name", "machine") else "right", no_wrap=name == "name")
+    for name in ("name", "GPU memory", "DRAM", "disk", "USD/h", "GPU", "CPU"):
+        table.add_column(name, justify="left" if name in ("name", "GPU", "CPU") else "right", no_wrap=name not in ("GPU", "CPU"))
     for profile in profiles:
         rent = f"{profile.cost.rent:.2f}" if profile.cost and profile.cost.rent else "-"
-        sizes = [f"{profile.tiers[tier].capacity / GIB:.4g} GiB" for tier in ("gpu", "cpu", "disk")]
-        table.add_row(profile.name, *sizes, rent, profile.description)
-    Console().print(table)
+        sizes = [f"{profile.tiers[tier].capacity / GIB:,.0f} GiB" for tier in TIERS]
+        engines = [profile.engines[engine].name for engine in ("gpu", "cpu")]
+        table.add_row(profile.name, *sizes, rent, *engines)
+    _console().print(table)
 
 
 @cli.command()
 @click.option("--format", "output", type=_FORMATS, default="text", show_default=True, help="What to print.")
 def models(output: str) -> None:
     """List the models of the catalogue."""
-    specs = [load_model(name) for name in catalogue_names()]
+    specs = sorted((load_model(name) for name in catalogue_names()), key=_family_and_size)
     if output == "json":
         _echo_json({spec.name: {"parameters": spec.num_parameters} for spec in specs})
         return
@@ -186,7 +188,11 @@ def models(output: str) -> None:
             str(spec.num_layers),
             f"{spec.num_layers * spec.kv_bytes_per_token / 1024:.4g} KiB",
         )
-    Console().print(table)
+    _console().print(table)
+
+
+def _family_and_size(spec: ModelSpec) -> tuple[str, int]:
+    return spec.name.split("-")[0], spec.num_parameters
 
 
 @cli.command()
@@ -195,7 +201,7 @@ def runtimes() -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name in runtime_names():
         table.add_row(name, load_runtime(name).description)
-    Console().print(table)
+    _console().print(table)
 
 
 def _workload(prompt_len: str, gen_len: str, num_prompts: str | None) -> Workload:
@@ -228,7 +234,12 @@ def _show(result: Plan, output: str) -> None:
     if output == "json":
         click.echo(result.to_json(), nl=False)
     else:
-        print_plan(result, Console(width=None if sys.stdout.isatty() else 110))
+        print_plan(result, _console())
+
+
+def _console() -> Console:
+    """Print to the terminal's width, or to a fixed one where the output goes to a file or a program."""
+    return Console(width=None if sys.stdout.isatty() else 110)
 
 
 def _echo_json(data: object) -> None:

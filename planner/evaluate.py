@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from planner.blocks import Candidate, normal_split
@@ -31,19 +32,17 @@ class Evaluated:
     found_as: Candidate
 
 
-def fit(problem: Problem, policy: Policy, *, movable: bool = True) -> Placed | None:
+def fit(problem: Problem, policy: Policy, fixed: Collection[str] = ()) -> Placed | None:
     """Lay a policy out; while a tier is overfull by rounding, move weights down or drop groups.
 
-    Returns None if it cannot be made to fit. ``movable`` is off for a policy that the user pinned.
+    Returns None if it cannot be made to fit. ``fixed`` names variables that the user pinned.
     """
     for attempt in range(_FIT_ATTEMPTS):
         placed = lay_out(problem.model, problem.runtime, problem.workload, policy)
         over = overfull(problem, placed)
         if not over:
             return placed
-        if not movable:
-            return None
-        changed = _make_room(problem, policy, over, attempt)
+        changed = _make_room(problem, policy, over, attempt, fixed)
         if changed is None:
             return None
         policy = changed
@@ -62,7 +61,7 @@ def overfull(problem: Problem, placed: Placed) -> dict[TierName, float]:
 
 
 def _make_room(
-    problem: Problem, policy: Policy, over: dict[TierName, float], attempt: int
+    problem: Problem, policy: Policy, over: dict[TierName, float], attempt: int, fixed: Collection[str]
 ) -> Policy | None:
     """Move weights from overfull tiers to slower ones, a tensor more with every attempt; else drop groups."""
     shape = shape_of(policy)
@@ -72,12 +71,14 @@ def _make_room(
     split: dict[TierName, float] = {tier: getattr(policy.weights, tier) for tier in TIERS}
     before = dict(split)
     for tier, slower in zip(TIERS, TIERS[1:], strict=False):
-        if tier in over:
+        if tier in over and "weights" not in fixed:
             moved = min(split[tier], (over[tier] + attempt * step) / weights)
             split[tier] -= moved
             split[slower] += moved
     if split != before:
         return policy.model_copy(update={"weights": normal_split(*split.values())})
+    if "num_groups" in fixed:
+        return None
     cohorts = policy.cohorts(problem.workload.gen_len)
     fewer = (math.floor(policy.num_groups * 0.97) // cohorts) * cohorts
     return policy.model_copy(update={"num_groups": fewer}) if fewer >= cohorts else None
@@ -90,10 +91,10 @@ def passes_within(num_layers: int, gen_len: int, policy: Policy, tasks: int) -> 
 
 
 def evaluate(
-    problem: Problem, candidate: Candidate, tasks: int = RANKING_TASKS, *, movable: bool = True
+    problem: Problem, candidate: Candidate, fixed: Collection[str] = (), tasks: int = RANKING_TASKS
 ) -> Evaluated | None:
     """Lay out and simulate a candidate; None if its layout does not fit."""
-    placed = fit(problem, candidate.policy, movable=movable)
+    placed = fit(problem, candidate.policy, fixed)
     if placed is None:
         return None
     passes = passes_within(problem.model.num_layers, problem.workload.gen_len, placed.policy, tasks)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from planner.blocks import Candidate
 from planner.choices import Options, roots, smallest_block
+from planner.evaluate import overfull
+from planner.linear import Row, minimise
 from planner.program import Outer, Problem, Program
 from simulator.hardware import TIERS, TierName
-from simulator.units import GIB
+from simulator.layout import lay_out
+from simulator.units import GB, GIB
 
 _MARGIN = 1.02  # rounding to whole tensors needs a little more than the program
 
@@ -47,6 +52,20 @@ def explain_latency(problem: Problem, options: Options) -> str | None:
     )
 
 
+def explain_rounding(problem: Problem, candidates: Sequence[Candidate]) -> str:
+    """Say what is missing when the program's placements fit and no layout of whole tensors does."""
+    best: tuple[float, str] | None = None
+    for candidate in candidates:
+        policy = candidate.policy
+        placed = lay_out(problem.model, problem.runtime, problem.workload, policy)
+        for tier, excess in overfull(problem, placed).items():
+            if best is None or excess < best[0]:
+                changes = f"{tier} memory is short by {excess / GIB:.3g} GiB once whole tensors are laid out"
+                best = excess, f"{changes}; it would fit with {excess * _MARGIN / GIB:.3g} GiB more, or fewer --fix"
+    assert best is not None
+    return f"{problem.model.name} on {problem.hardware.name} does not fit: {best[1]}"
+
+
 def _least_change(problem: Problem, options: Options, root: Outer) -> tuple[float, str] | None:
     """Find the least memory that makes the smallest block fit: on one tier if that is enough, else on several."""
     outer, block = smallest_block(problem, options, root)
@@ -54,7 +73,7 @@ def _least_change(problem: Problem, options: Options, root: Outer) -> tuple[floa
     program = Program(unlimited, outer, block)
     enough: dict[TierName, float] = {}
     for tier in TIERS:
-        missing = program.shortfall((tier,))
+        missing = shortfall(program, (tier,))
         if missing is not None:
             enough[tier] = missing[tier]
     if enough and min(enough.values()) <= 1.0:
@@ -69,12 +88,26 @@ def _least_change(problem: Problem, options: Options, root: Outer) -> tuple[floa
             f"{tier} memory is short by {enough[tier] / GIB:.3g} GiB even for {_smallest(outer, block)}; "
             f"it would fit with {changes}"
         )
-    several = program.shortfall(TIERS)
+    several = shortfall(program, TIERS)
     if several is None:
         return None
     short = {tier: size for tier, size in several.items() if size > 1.0}
     parts = " and ".join(f"{tier} memory by {size / GIB:.3g} GiB" for tier, size in short.items())
     return sum(short.values()), f"short are {parts}, even for {_smallest(outer, block)}; add that much"
+
+
+def shortfall(program: Program, tiers: tuple[TierName, ...]) -> dict[TierName, float] | None:
+    """Find the least extra memory [B] on the given tiers that makes a fixed block fit; None if none does."""
+    assert program.block is not None
+    extra: dict[str, TierName] = {f"extra_{tier}": tier for tier in tiers}
+    rows = []
+    for row in program.rows:
+        tier = row.name.partition(" memory")[0]
+        more = {f"extra_{tier}": -1.0 / program.block} if f"{tier} memory" in row.name else {}
+        more = {name: value for name, value in more.items() if name in extra}  # in GB, over the block, as the row
+        rows.append(Row(row.name, row.terms | more, row.constant, row.equal))
+    found = minimise(dict.fromkeys(extra, 1.0), rows, program.sizes | dict.fromkeys(extra, 1.0))
+    return {tier: GB * found.values[name] for name, tier in extra.items()} if found is not None else None
 
 
 def _smallest(outer: Outer, block: int) -> str:

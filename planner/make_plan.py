@@ -10,7 +10,7 @@ from planner.blocks import Candidate, polished
 from planner.certificate import certificate
 from planner.choices import Options
 from planner.evaluate import FINAL_TASKS, Evaluated, evaluate, passes_within
-from planner.infeasible import explain
+from planner.infeasible import explain, explain_rounding
 from planner.plan import Alternative, Machine, Plan, SearchStatistics, TierMemory
 from planner.prices import limits, prices
 from planner.program import Problem, Program, memory_limit
@@ -62,15 +62,17 @@ def make_plan(request: Request) -> Plan:
             f"{problem.model.name} on {problem.hardware.name}: no plan keeps the latency limit of {limit:g} s; "
             f"the quickest found takes {quickest:.4g} s from admission to last token, so raise --max-latency"
         )
+    if result.candidates:
+        raise InfeasibleError(explain_rounding(request.problem, result.candidates))
     raise InfeasibleError(explain(request.problem, request.options))
 
 
 def _simulate_best(request: Request, problem: Problem, result: SearchResult) -> list[Evaluated]:
     """Simulate the candidates that promise most, at least one of each family that is near."""
     evaluated = []
-    movable = not request.options.pins.placement()
+    fixed = dict(request.options.pins.values)
     for candidate in _promising(problem, result.candidates):
-        one = evaluate(problem, polished(result.solver, candidate), movable=movable)
+        one = evaluate(problem, polished(result.solver, candidate), fixed)
         if one is not None:
             evaluated.append(replace(one, found_as=candidate))
     return evaluated

@@ -11,14 +11,15 @@ Rows are named in the words that the report prints. Rates are scaled so that coe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
-import pulp
 
+from planner.linear import Optimum, Row, minimise
 from simulator.cost import Rates
-from simulator.demand import Demand, period_demand, resource_limits
-from simulator.hardware import LANES, TIERS, HardwareProfile, TierName
+from simulator.demand import period_demand, resource_limits
+from simulator.hardware import LANES, TIERS, HardwareProfile
 from simulator.memory import Batch, MemoryItem, lookahead, memory_items
 from simulator.model import ModelSpec
 from simulator.operations import Shape
@@ -32,6 +33,8 @@ _CACHE = slice(4, 9)
 _ACTIVATIONS = slice(9, 12)
 #: More groups than this buy nothing that larger groups do not, and cost launches and simulation time.
 MAX_GROUPS = 128
+#: Matrix products over this many tokens are efficient.
+_PROMPT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,14 @@ class Outer:
     pins: tuple[tuple[str, float], ...] = ()
 
     def prompts_together(self, problem: Problem) -> int:
-        """Give the sub-batch of the prompt pass: as pinned, or the smallest that keeps kernels efficient."""
+        """Give the sub-batch of the prompt pass: as pinned, or the smallest that keeps kernels efficient.
+
+        Of a range of group sizes, give the most efficient sub-batch that any of them may take.
+        """
         if self.prompt_batch or not problem.runtime.splits_prompts:
             return self.prompt_batch or self.gpu_batch
+        if self.smallest_batch not in (None, self.gpu_batch):
+            return self.gpu_batch
         return prompt_batch(self.gpu_batch, problem.workload.prompt_len)
 
 
@@ -99,16 +107,6 @@ class Solution:
     values: dict[str, float]
 
 
-@dataclass(frozen=True)
-class _Row:
-    """``sum(terms) <= sum(other)``, as one list of coefficients of variables, ``<= constant``."""
-
-    name: str
-    terms: dict[str, float]
-    constant: float = 0.0
-    equal: bool = False
-
-
 @dataclass
 class Program:
     """The rows of one program. ``block`` of None leaves the block open."""
@@ -116,7 +114,7 @@ class Program:
     problem: Problem
     outer: Outer
     block: int | None = None
-    rows: list[_Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Read work and memory off the schedule's forms and write the rows."""
@@ -136,31 +134,28 @@ class Program:
         )
         define_placement(self)
         define_demand(self)
+        define_turns(self)
         define_memory(self)
         define_limits(self)
         define_pins(self)
-
-    @property
-    def variables(self) -> list[str]:
-        """Name the variables: tau, times per sequence, weight fractions times tau, the other fractions."""
-        return ["tau", "admission", "others", *PLACEMENT[1:]]
 
     def scaled(self, per_pass: FloatArray, per_sequence: FloatArray) -> tuple[dict[str, float], float]:
         """Write ``(per_pass(x) + block * per_sequence(x)) / block`` as terms of variables and a constant.
 
         Weight variables stand for fraction x tau. Terms that need a product of two variables (a cache
-        fraction x tau, a weight fraction without tau) are exact when the block is fixed, else dropped.
+        fraction x tau, a weight fraction without tau) are exact when the block is fixed. Else what costs is
+        dropped, and what saves counts as in a block of one group: no block does better.
         """
-        terms = dict(zip(PLACEMENT[1:], np.zeros(len(PLACEMENT) - 1), strict=True))
+        block = self.block or self.outer.gpu_batch * self.cohorts
+        terms = dict.fromkeys(PLACEMENT[1:], 0.0)
         terms["tau"] = float(per_pass[0])
         for index, name in enumerate(PLACEMENT):
             if index == 0:
                 continue
             is_weight = index < _WEIGHTS.stop
             terms[name] += float(per_pass[index] if is_weight else per_sequence[index])
-            if self.block is not None:
-                mixed = per_sequence[index] * self.block if is_weight else per_pass[index] / self.block
-                terms[name] += float(mixed)
+            mixed = per_sequence[index] * block if is_weight else per_pass[index] / block
+            terms[name] += float(mixed if self.block else min(0.0, mixed))
         return {name: value for name, value in terms.items() if value}, float(per_sequence[0])
 
     def add(
@@ -168,7 +163,7 @@ class Program:
     ) -> None:
         """Add a row ``scale * terms <= scale * constant``."""
         scaled = {variable: value * scale for variable, value in terms.items()}
-        self.rows.append(_Row(name, scaled, constant * scale, equal))
+        self.rows.append(Row(name, scaled, constant * scale, equal))
 
     def solve(self, *, traffic: float | None = None, small: float | None = None) -> Solution | None:
         """Solve the program; None if no placement fits.
@@ -177,67 +172,45 @@ class Program:
             traffic: with a time per sequence, find instead the placement of least traffic that keeps it.
             small: with a time per sequence, find instead the smallest block that keeps it.
         """
-        program = pulp.LpProblem("placement", pulp.LpMinimize)
-        variables = {name: program.add_variable(name, lowBound=0) for name in self.variables}
-        time = variables["admission"] + variables["others"]
-        if small is not None:
-            program.setObjective(-1.0 * variables["tau"])
-        elif traffic is not None:
-            costs = self._traffic()
-            program.setObjective(pulp.lpSum(cost * variables[name] for name, cost in costs.items()))
-        else:
-            program.setObjective(time)
-        kept = traffic if traffic is not None else small
+        objective = {"admission": 1.0, "others": 1.0}
+        rows, kept = self.rows, traffic if traffic is not None else small
         if kept is not None:
-            program.addConstraint(time <= kept, "time per sequence")
-        for number, row in enumerate(self.rows):
-            sense = pulp.LpConstraintEQ if row.equal else pulp.LpConstraintLE
-            terms = pulp.LpAffineExpression([(variables[name], value) for name, value in row.terms.items()])
-            program.addConstraint(pulp.LpConstraint(terms, sense, f"row{number}", row.constant))
-        status = program.solve(pulp.HiGHS(msg=False, threads=1))
-        if pulp.LpStatus[status] != "Optimal":
-            return None
-        return self._solution(program, variables)
+            rows = [*rows, Row("time per sequence", objective, kept)]
+            objective = {"tau": -1.0} if small is not None else self._traffic()
+        found = minimise(objective, rows, self.sizes)
+        return self._solution(found) if found is not None else None
 
-    def shortfall(self, tiers: tuple[TierName, ...]) -> dict[TierName, float] | None:
-        """Find the least extra memory [B] on the given tiers that makes a fixed block fit; None if none does."""
-        assert self.block is not None
-        program = pulp.LpProblem("shortfall", pulp.LpMinimize)
-        variables = {name: program.add_variable(name, lowBound=0) for name in self.variables}
-        extra = {tier: program.add_variable(f"extra_{tier}", lowBound=0) for tier in tiers}
-        program.setObjective(pulp.lpSum(extra.values()))
-        for number, row in enumerate(self.rows):
-            sense = pulp.LpConstraintEQ if row.equal else pulp.LpConstraintLE
-            terms = [(variables[name], value) for name, value in row.terms.items()]
-            tier = row.name.partition(" memory")[0]
-            if " memory" in row.name and tier in extra:  # extra GB, over the block as the row is
-                terms.append((extra[tier], -1.0 / self.block))  # type: ignore[index]
-            expression = pulp.LpAffineExpression(terms)
-            program.addConstraint(pulp.LpConstraint(expression, sense, f"row{number}", row.constant))
-        status = program.solve(pulp.HiGHS(msg=False, threads=1))
-        if pulp.LpStatus[status] != "Optimal":
-            return None
-        return {tier: GB * float(variable.value() or 0.0) for tier, variable in extra.items()}
+    @property
+    def sizes(self) -> dict[str, float]:
+        """Give the order of magnitude of every variable, in which the solver measures it."""
+        tau = 1.0 / (self.block or math.sqrt(math.prod(self.blocks)))
+        kernels = [tau * each.per_pass[0, 0] + each.per_sequence[0, 0] for each in self.phases]
+        weights = dict.fromkeys(PLACEMENT[_WEIGHTS], tau)
+        times = dict.fromkeys(("admission", "others"), float(sum(kernels)))
+        return dict.fromkeys(PLACEMENT[1:], 1.0) | weights | times | {"tau": tau}
 
-    def _solution(self, program: pulp.LpProblem, variables: dict[str, pulp.LpVariable]) -> Solution:
-        value = {name: float(variable.value() or 0.0) for name, variable in variables.items()}
-        tau = value["tau"]
-        placement = np.array([1.0] + [max(0.0, value[name]) for name in PLACEMENT[1:]])
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Give the smallest and the largest block that an open one may be."""
+        outer, prompts = self.outer, self.problem.workload.num_prompts
+        smallest = (outer.smallest_batch or outer.gpu_batch) * self.cohorts
+        most = MAX_GROUPS * outer.gpu_batch
+        return smallest, max(min(most, prompts or most), smallest)
+
+    def _solution(self, found: Optimum) -> Solution:
+        tau = found.values["tau"]
+        placement = np.array([1.0] + [max(0.0, found.values[name]) for name in PLACEMENT[1:]])
         placement[_WEIGHTS] /= tau
         for part in (_WEIGHTS, _CACHE, _ACTIVATIONS):
             placement[part] /= placement[part].sum()
-        seconds = value["admission"] + value["others"]
-        duals = {
-            row.name: float(program.constraints[f"row{number}"].pi or 0.0)
-            for number, row in enumerate(self.rows)
-        }
+        seconds = found.values["admission"] + found.values["others"]
         return Solution(
             seconds=seconds,
             block=1.0 / tau,
             placement=placement,
             throughput=self.problem.workload.gen_len / (self.cohorts * seconds),
-            duals=duals,
-            values=value,
+            duals=found.duals,
+            values=found.values,
         )
 
     def _traffic(self) -> dict[str, float]:
@@ -265,10 +238,8 @@ def define_placement(program: Program) -> None:
     if program.block is not None:
         program.add("block", {"tau": 1.0}, 1.0 / program.block, equal=True)
     else:
-        smallest = program.outer.smallest_batch or program.outer.gpu_batch
-        program.add("block at least one group", {"tau": 1.0}, 1.0 / (smallest * program.cohorts))
-        most = MAX_GROUPS * program.outer.gpu_batch
-        most = max(min(most, program.problem.workload.num_prompts or most), smallest * program.cohorts)
+        smallest, most = program.blocks
+        program.add("block at least one group", {"tau": 1.0}, 1.0 / smallest)
         program.add("block at most the queue", {"tau": -1.0}, -1.0 / most)
 
 
@@ -297,11 +268,25 @@ def define_demand(program: Program) -> None:
         )
 
 
+def define_turns(program: Program) -> None:
+    """A single group in flight waits for its own attention: ``demand_gpu(x) + demand_cpu(x) <= T_phase``."""
+    if program.block != program.outer.gpu_batch:
+        return
+    lanes = [LANES.index("gpu"), LANES.index("cpu")]
+    for variable, phase in zip(("admission", "others"), program.phases, strict=True):
+        terms, constant = program.scaled(
+            phase.per_pass[lanes].sum(axis=0), phase.per_sequence[lanes].sum(axis=0)
+        )
+        program.add(f"gpu and cpu in turn, {variable}", terms | {variable: -1.0}, -constant)
+
+
 def define_memory(program: Program) -> None:
     """Each tier holds what lies there: ``resident(x) + sum of slots x buffer(x) <= capacity``, over block."""
     problem, outer = program.problem, program.outer
     smallest = outer.smallest_batch or outer.gpu_batch
     prompts = min(smallest, outer.prompts_together(problem))
+    if not outer.prompt_batch and problem.runtime.splits_prompts and smallest < outer.gpu_batch:
+        prompts = min(prompts, math.ceil(_PROMPT_TOKENS / problem.workload.prompt_len))
     batch = Batch(smallest, prompts, outer.prefetch, outer.stagger)
     # An open block may have one group only, which needs no buffers for running ahead.
     ahead = lookahead(problem.runtime, program.block // outer.gpu_batch) if program.block else 0

@@ -3,22 +3,22 @@
 Best first over relaxations. A node stands for a range of group sizes with everything else chosen; its program
 has the kernel efficiency of the largest and the buffers of the smallest of them, so no group size in the
 range does better. The node with the best relaxation is split, or solved for whole blocks if it is down to
-one size. Every family (bits and kind of schedule) keeps its own best, since simulation decides in the end;
+one size; among those that are as good, the smallest range, so that an answer is soon there to prune with. Every
+family (bits and kind of schedule) keeps its own best, since simulation decides in the end;
 a family whose relaxation is far behind is not pursued.
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 from dataclasses import dataclass, field, replace
 
-from planner.blocks import Candidate, Solver, best_block, small_block
-from planner.choices import GROUP_SIZES, Options, group_sizes, roots
+from planner.blocks import Candidate, Solver, best_block, best_queue_factor, small_block
+from planner.choices import GROUP_SIZES, Options, group_sizes, roots, unit_of
 from planner.program import Outer, Problem
 
-#: A node is pursued only if its relaxation beats its family's best by more than this.
+#: A node is pursued only if its relaxation beats its family's best by more than this; by more, far behind.
 TOLERANCE = 0.005
 #: A family is pursued only if its relaxation comes this near to the best of all.
 FAMILY_RANGE = 0.8
@@ -35,10 +35,12 @@ class SearchResult:
 
 @dataclass(order=True)
 class _Node:
-    priority: float
-    serial: int
+    """A range of group sizes, with the answer of its relaxation."""
+
+    priority: tuple[int, int, int]
     root: Outer = field(compare=False)
     sizes: tuple[int, ...] = field(compare=False)
+    throughput: float = field(compare=False)
     block: float = field(compare=False)
 
 
@@ -56,40 +58,49 @@ def search(problem: Problem, options: Options) -> SearchResult:
         InputError: pinned variables contradict each other or the engine.
     """
     solver = Solver(problem, options)
-    serial = itertools.count()
-    heap: list[_Node] = []
-
-    def push(root: Outer, sizes: tuple[int, ...]) -> None:
-        if sizes:
-            outer = replace(root, gpu_batch=sizes[-1], smallest_batch=sizes[0])
-            solution = solver.solve(outer, _known_block(options, sizes))
-            if solution is not None:
-                heapq.heappush(heap, _Node(-solution.throughput, next(serial), root, sizes, solution.block))
-
+    nodes: list[_Node] = []
     for root in roots(problem, options):
-        push(root, group_sizes(problem, options, root))
+        _push(nodes, solver, root, group_sizes(problem, options, root))
     found: dict[Outer, Candidate] = {}
     best: dict[_Family, float] = {}
     bound = 0.0
-    while heap:
-        node = heapq.heappop(heap)
-        family, top = _family(node.root), max(best.values(), default=0.0)
-        if -node.priority <= max(best.get(family, 0.0) * (1 + TOLERANCE), top * FAMILY_RANGE):
-            bound = max(bound, -node.priority)
-            continue
-        if len(node.sizes) > 1:
+    while nodes:
+        node = heapq.heappop(nodes)
+        family = _family(node.root)
+        if not _promises(node.throughput, best.get(family, 0.0), max(best.values(), default=0.0)):
+            bound = max(bound, node.throughput)
+        elif len(node.sizes) > 1:
             half = len(node.sizes) // 2
-            push(node.root, node.sizes[half:])
-            push(node.root, node.sizes[:half])
-            continue
-        outer = replace(node.root, gpu_batch=node.sizes[0])
-        candidate = best_block(solver, outer, node.block)
-        if candidate is not None:
-            found[outer] = candidate
-            best[family] = max(best.get(family, 0.0), candidate.effective_tok_s)
+            _push(nodes, solver, node.root, node.sizes[:half])
+            _push(nodes, solver, node.root, node.sizes[half:])
+        else:
+            outer = replace(node.root, gpu_batch=node.sizes[0])
+            candidate = best_block(solver, outer, node.block)
+            if candidate is not None:
+                found[outer] = candidate
+                best[family] = max(best.get(family, 0.0), candidate.effective_tok_s)
     candidates = [*found.values(), *_beside(solver, found)]
     highest = max((each.lp_tok_s for each in candidates), default=0.0)
     return SearchResult(sorted(candidates, key=preference), max(bound, highest), solver)
+
+
+def _push(nodes: list[_Node], solver: Solver, root: Outer, sizes: tuple[int, ...]) -> None:
+    """Solve the relaxation of a range of group sizes and keep it if it is feasible."""
+    if not sizes:
+        return
+    outer = replace(root, gpu_batch=sizes[-1], smallest_batch=sizes[0])
+    solution = solver.solve(outer, _known_block(solver.options, sizes))
+    if solution is not None:
+        smallest = replace(root, gpu_batch=sizes[0])
+        throughput = solution.throughput * best_queue_factor(solver.problem, smallest)
+        priority = (-math.floor(math.log(throughput) / TOLERANCE), len(sizes), sizes[0])
+        heapq.heappush(nodes, _Node(priority, root, sizes, throughput, solution.block))
+
+
+def _promises(throughput: float, best: float, top: float) -> bool:
+    """Tell whether a relaxation may beat its family's best by enough; the less, the nearer it is to the top."""
+    behind = max(0.0, 1.0 - throughput / top) if top else 0.0
+    return throughput > max(best * (1 + TOLERANCE + behind / 4), top * FAMILY_RANGE)
 
 
 def preference(candidate: Candidate) -> tuple[float, int, int]:
@@ -117,8 +128,9 @@ def _beside(solver: Solver, found: dict[Outer, Candidate]) -> list[Candidate]:
         factors = (0.5, 2, 4) if leader is top else (2,)
         for size in _neighbours(leader.outer.gpu_batch, factors):
             outer = replace(leader.outer, gpu_batch=size)
-            if outer not in found and size in group_sizes(solver.problem, options, leader.outer):
-                candidate = best_block(solver, outer, float(leader.policy.block))
+            block = leader.policy.block // unit_of(solver.problem, outer) * unit_of(solver.problem, outer)
+            if block and outer not in found and size in group_sizes(solver.problem, options, leader.outer):
+                candidate = best_block(solver, outer, float(block))
                 beside += [candidate] if candidate is not None else []
     if options.pins.get("num_groups") is None and options.schedule != "row":
         small = small_block(solver, top)

@@ -11,6 +11,18 @@ from simulator.layout import Placed, layer_kinds
 from simulator.operations import CellKind, Cells, IntArray
 from simulator.passes import Pass, Window
 
+_COLUMNS = (
+    "pass_index",
+    "layer",
+    "group",
+    "kind",
+    "work",
+    "above",
+    "before",
+    "weights",
+    "column",
+    "width",
+)
 _PAUSE = -(2**40)  # in place of a group's number
 
 
@@ -94,7 +106,7 @@ def make_grid(placed: Placed, window: Window) -> Grid:
     rows = np.concatenate(columns, axis=1)
     kind = rows[3]
     rows[4] = np.where(kind < CellKind.START, kind * len(positions) + rows[4], 0)
-    return Grid(*rows, kinds=_kinds(placed, positions))
+    return Grid(**dict(zip(_COLUMNS, rows, strict=True)), kinds=_kinds(placed, positions))
 
 
 def _kinds(placed: Placed, positions: list[int]) -> Cells:
@@ -133,20 +145,19 @@ def _pauses_between(previous: tuple[int, IntArray] | None, group: IntArray, ahea
         return 0
     earlier = previous[1]
     last = {int(name): offset for offset, name in enumerate(earlier)}
-    distance = [len(earlier) - last[int(name)] + i for i, name in enumerate(group[:ahead]) if int(name) in last]
+    first = [(i, int(name)) for i, name in enumerate(group[:ahead])]
+    distance = [len(earlier) - last[name] + i for i, name in first if name in last]
     return max(0, ahead + 1 - min(distance, default=ahead + 1))
 
 
 def _groups_of(one: Pass, per_cohort: int, parts: int) -> tuple[IntArray, IntArray]:
-    """List the groups of a pass with their positions; prompts, in parts, are dealt evenly among the others."""
+    """List the groups of a pass with their positions; prompts, in parts, are spread evenly among them."""
     prompts = [c * per_cohort + i for c, t in one.cohorts if t == 0 for i in range(per_cohort)]
     prompts = [group for group in prompts for _ in range(parts)]
     others = [(c * per_cohort + i, t) for c, t in one.cohorts if t > 0 for i in range(per_cohort)]
     group = np.array([*prompts, *(group for group, _ in others)], dtype=np.int64)
     position = np.array([0] * len(prompts) + [t for _, t in others], dtype=np.int64)
-    place = np.concatenate(
-        [(np.arange(size) + 0.5) / max(size, 1) for size in (len(prompts), len(others))]
-    )
+    place = np.concatenate([(np.arange(size) + 0.5) / max(size, 1) for size in (len(prompts), len(others))])
     order = np.argsort(place, kind="stable")
     return group[order], position[order]
 

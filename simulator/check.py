@@ -71,25 +71,29 @@ def violations(schedule: Schedule, placed: Placed) -> list[Violation]:
 
 
 def _graph_violations(schedule: Schedule) -> Iterator[Violation]:
-    """Every wait is for an earlier task, operations and places exist, lanes match operations."""
-    layers = int(schedule.layer.max(initial=-1))
-    for number, (code, lane) in enumerate(
-        zip(schedule.operation.tolist(), schedule.lane.tolist(), strict=True)
-    ):
+    """There are tasks, in passes that are played, and every wait is for an earlier one."""
+    if not len(schedule):
+        yield Violation("graph", 0, "it has no tasks")
+        return
+    yield from _lane_violations(schedule)
+    numbers = np.arange(len(schedule))
+    for task, column in np.argwhere(schedule.waits_for >= numbers[:, None]).tolist():
+        other = schedule.waits_for[task, column]
+        yield Violation("graph", task, f"it waits for task {other}, which is not earlier")
+    last = len(schedule.window.passes) - 1
+    for task in np.nonzero((schedule.pass_index < 0) | (schedule.pass_index > last))[0].tolist():
+        yield Violation("graph", task, f"there is no pass {schedule.pass_index[task]}; the last is {last}")
+
+
+def _lane_violations(schedule: Schedule) -> Iterator[Violation]:
+    """Operations exist, and run on their lanes."""
+    columns = (schedule.operation.tolist(), schedule.lane.tolist())
+    for number, (code, lane) in enumerate(zip(*columns, strict=True)):
         if not 0 <= code < len(OPERATIONS):
             yield Violation("graph", number, f"there is no operation {code}")
         elif lane != LANE_OF_OPERATION[code]:
             wrong = LANES[lane] if 0 <= lane < len(LANES) else lane
             yield Violation("graph", number, f"{OPERATIONS[code].name} does not run on lane {wrong}")
-    for number, others in enumerate(schedule.waits_for.tolist()):
-        for other in others:
-            if other >= number:
-                yield Violation("graph", number, f"it waits for task {other}, which is not earlier")
-    passes = schedule.pass_index
-    if len(passes) and not (0 <= passes.min() and passes.max() < len(schedule.window.passes)):
-        yield Violation("graph", int(passes.argmax()), f"there are {len(schedule.window.passes)} passes")
-    if layers < 0:
-        yield Violation("graph", 0, "it has no tasks")
 
 
 def _layer_violations(schedule: Schedule) -> Iterator[Violation]:
@@ -105,26 +109,30 @@ def _layer_violations(schedule: Schedule) -> Iterator[Violation]:
 
 
 def _barrier_violations(schedule: Schedule, index: Index) -> Iterator[Violation]:
-    """A barrier stands between the computations of any two cells, and separates what is issued around it."""
-    sync, computes = OP["sync"], {OP[name] for name in _COMPUTES}
+    """A barrier separates what is issued before it from what is issued after it."""
+    yield from _cells_apart(schedule)
     last_of_lane = [-1] * len(LANES)
-    barrier, computed = -1, False
-    for number, code in enumerate(schedule.operation.tolist()):
-        if code == sync:
+    barrier = -1
+    for number, (code, lane) in enumerate(
+        zip(schedule.operation.tolist(), schedule.lane.tolist(), strict=True)
+    ):
+        if code == OP["sync"]:
+            barrier = number
             for other in last_of_lane:
                 if other >= 0 and not index.before(other, number):
                     yield Violation("barrier", number, f"task {other} need not have ended")
-            barrier, computed = number, False
-        else:
-            if barrier >= 0 and not index.before(barrier, number):
-                yield Violation("barrier", number, f"it need not wait for the barrier {barrier}")
-            if code in computes:
-                if computed:
-                    yield Violation("barrier", number, "no barrier stands between it and the cell before")
-                computed = True
-        last_of_lane[schedule.lane[number]] = number
-    if computed:
-        yield Violation("barrier", len(schedule) - 1, "no barrier follows the last cell")
+        elif barrier >= 0 and not index.before(barrier, number):
+            yield Violation("barrier", number, f"it need not wait for the barrier {barrier}")
+        last_of_lane[lane] = number
+
+
+def _cells_apart(schedule: Schedule) -> Iterator[Violation]:
+    """A barrier stands between the computations of any two cells, and after the last."""
+    computes = np.isin(schedule.operation, [OP[name] for name in _COMPUTES])
+    marks = np.nonzero(computes | schedule.where("sync"))[0]
+    for one, next_one in zip(marks.tolist(), [*marks.tolist()[1:], -1], strict=True):
+        if computes[one] and (next_one < 0 or computes[next_one]):
+            yield Violation("barrier", one, "no barrier stands between its cell and the next")
 
 
 def _explain(schedule: Schedule, found: list[Violation]) -> str:

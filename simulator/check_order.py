@@ -108,9 +108,7 @@ def weight_violations(schedule: Schedule, placed: Placed, index: Index) -> Itera
     yield from _expanded(index)
 
 
-def _read_first(
-    schedule: Schedule, index: Index, loads: list[int], reads: list[int]
-) -> Iterator[Violation]:
+def _read_first(schedule: Schedule, index: Index, loads: list[int], reads: list[int]) -> Iterator[Violation]:
     """As much of a layer's disk share has been read as of the layer is loaded."""
     read_in_all, loaded_in_all = schedule.bytes[reads].sum(), schedule.bytes[loads].sum()
     loaded = 0.0
@@ -125,7 +123,7 @@ def _read_first(
 def _not_too_early(
     placed: Placed, index: Index, place: tuple[int, int], loads: list[int]
 ) -> Iterator[Violation]:
-    """A layer is loaded when the one that lies ``prefetch`` + 1 before it, in this pass or the last, is done."""
+    """A layer is loaded when the one ``prefetch`` + 1 before it, in this pass or the last, is done."""
     layers = placed.model.num_layers + 1
     number = place[0] * layers + place[1] - 1 - (placed.policy.prefetch + 1)
     if number < 0:

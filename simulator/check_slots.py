@@ -1,8 +1,8 @@
 """Slots: every one that is taken is given back, and no buffer ever holds more than it has.
 
-Slot number k modulo the number of slots belongs to the k-th cell (or layer) that uses the buffer, in the order
-in which these are computed. A schedule is safe under any timing if each take surely follows all users of
-what lay in its slot before.
+Slot number k modulo the number of slots belongs to the k-th cell (or layer) that uses the buffer, in the
+order in which these are computed. A schedule is safe under any timing if each take surely follows all users
+of what lay in its slot before.
 """
 
 from __future__ import annotations

@@ -98,16 +98,14 @@ def _table_share(name: str, placed: Placed) -> float:
     if name not in ("read_embeddings", "load_embeddings"):
         return 1.0
     tied = placed.model.tied_embeddings
-    _, on_cpu, on_disk = (placed.layer_bytes[-1 if tied else 0] / placed.layer_bytes[-1 if tied else 0].sum())
+    _, on_cpu, on_disk = placed.layer_bytes[-1 if tied else 0] / placed.layer_bytes[-1 if tied else 0].sum()
     weights = placed.layout.weights
     if name == "read_embeddings":
         return float(on_disk / weights.disk) if weights.disk else 0.0
     return float((on_cpu + on_disk) / (weights.cpu + weights.disk)) if weights.cpu + weights.disk else 0.0
 
 
-def _first_of_layers(
-    schedule: Schedule, due: dict[Place, list[Amount]]
-) -> dict[Place, list[Amount]]:
+def _first_of_layers(schedule: Schedule, due: dict[Place, list[Amount]]) -> dict[Place, list[Amount]]:
     """Keep what is due once a layer where its first cell is: the group whose projections come first."""
     first: dict[tuple[int, int], Place] = {}
     for number in np.nonzero(schedule.operation == OP["qkv"])[0].tolist():

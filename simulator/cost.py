@@ -64,7 +64,9 @@ class Rates:
             return np.asarray(bytes_ / rate_of)
         return np.asarray(self.roofline(operation).seconds(flops, bytes_, kernels))
 
-    def draw(self, capacity: Capacity, operation: Operation, bytes_: FloatArray, seconds: FloatArray) -> FloatArray:
+    def draw(
+        self, capacity: Capacity, operation: Operation, bytes_: FloatArray, seconds: FloatArray
+    ) -> FloatArray:
         """Give what a task takes from a shared capacity: bytes, or seconds of a share of the cores."""
         factor = capacity.lanes.get(operation.lane, 0.0)
         return factor * (bytes_ if capacity.bandwidth is not None else seconds)

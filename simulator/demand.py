@@ -54,7 +54,7 @@ def resource_limits(rates: Rates) -> FloatArray:
     return np.array([1.0] * len(LANES) + [limit(c) for c in rates.hardware.capacities.values()])
 
 
-def period_demand(
+def period_demand(  # noqa: PLR0913 - what decides the form of the demand, each by its name
     model: ModelSpec,
     shape: Shape,
     runtime: Runtime,

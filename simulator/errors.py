@@ -4,6 +4,8 @@
     └── PlannerError          one line for a person; never a traceback unless asked for
         ├── InputError        a file, a value or an option is wrong                  exit code 2
         └── InfeasibleError   the question is fine, the machine is too small         exit code 1
+
+The exit code is that of the command line.
 """
 
 from __future__ import annotations

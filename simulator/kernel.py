@@ -7,7 +7,8 @@ the loop goes from completion to completion (``event_loop``). Without sharing bo
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -16,7 +17,17 @@ import numpy.typing as npt
 from simulator.policy import FloatArray
 from simulator.schedule import Int8Array, Int32Array
 
-_jit: Any = numba.njit(cache=True, nogil=True)
+Function = TypeVar("Function", bound=Callable[..., Any])
+BoolArray = npt.NDArray[np.bool_]
+Int64Array = npt.NDArray[np.int64]
+
+_STUCK = 1e-12  # relative; a flow this close to its full speed has reached it
+_FULL = 1e-9  # relative; a capacity with less than this left is full
+
+
+def _jit(function: Function) -> Function:
+    """Compile a function; its machine code is kept on disk for the next process."""
+    return cast(Function, numba.njit(cache=True, nogil=True)(function))
 
 
 @_jit
@@ -47,7 +58,9 @@ def recurrence(
 
 
 @_jit
-def fair_speeds(pace: FloatArray, draws: FloatArray, limits: FloatArray, active: npt.NDArray[np.bool_]) -> FloatArray:
+def fair_speeds(  # noqa: C901 - compiled, so plain loops
+    pace: FloatArray, draws: FloatArray, limits: FloatArray, active: BoolArray
+) -> FloatArray:
     """Share capacities max-min fairly among running tasks by raising all flows together until one is stuck.
 
     A task at full speed (1) draws ``draws[task, capacity]`` per second; ``pace`` is the largest share of a
@@ -63,48 +76,63 @@ def fair_speeds(pace: FloatArray, draws: FloatArray, limits: FloatArray, active:
     Returns:
         The speed of each task, between 0 and 1. [L]
     """
-    lanes, capacities = draws.shape
+    lanes = len(pace)
     speed = np.zeros(lanes)
     moving = active.copy()
     for index in range(lanes):
         if active[index] and pace[index] <= 0.0:
-            speed[index] = 1.0
-            moving[index] = False
+            speed[index], moving[index] = 1.0, False
     left = limits.copy()
     level = 0.0
     while True:
-        # The next level at which something gets stuck.
-        best = np.inf
-        for index in range(lanes):
-            if moving[index]:
-                best = min(best, pace[index] - level)
-        for capacity in range(capacities):
-            slope = 0.0
-            for index in range(lanes):
-                if moving[index]:
-                    slope += draws[index, capacity] / pace[index]
-            if slope > 0.0:
-                best = min(best, max(left[capacity], 0.0) / slope)
-        if best == np.inf:
+        rise = _next_rise(pace, draws, left, moving, level)
+        if rise == np.inf:
             return speed
-        level += best
+        level += rise
         for index in range(lanes):
             if moving[index]:
                 speed[index] = min(1.0, level / pace[index])
-                for capacity in range(capacities):
-                    left[capacity] -= draws[index, capacity] / pace[index] * best
+                for capacity in range(len(limits)):
+                    left[capacity] -= draws[index, capacity] / pace[index] * rise
         for index in range(lanes):
-            if moving[index]:
-                stuck = level >= pace[index] * (1.0 - 1e-12)
-                for capacity in range(capacities):
-                    if draws[index, capacity] > 0.0 and left[capacity] <= 1e-9 * limits[capacity]:
-                        stuck = True
-                if stuck:
-                    moving[index] = False
+            if moving[index] and _is_stuck(index, pace, draws, limits, left, level):
+                moving[index] = False
 
 
 @_jit
-def event_loop(
+def _next_rise(
+    pace: FloatArray, draws: FloatArray, left: FloatArray, moving: BoolArray, level: float
+) -> float:
+    """Find by how much the level can rise until something gets stuck; infinite if nothing moves."""
+    best = np.inf
+    for index in range(len(pace)):
+        if moving[index]:
+            best = min(best, pace[index] - level)
+    for capacity in range(len(left)):
+        slope = 0.0
+        for index in range(len(pace)):
+            if moving[index]:
+                slope += draws[index, capacity] / pace[index]
+        if slope > 0.0:
+            best = min(best, max(left[capacity], 0.0) / slope)
+    return best
+
+
+@_jit
+def _is_stuck(
+    index: int, pace: FloatArray, draws: FloatArray, limits: FloatArray, left: FloatArray, level: float
+) -> bool:
+    """Say whether a flow runs at full speed or uses a full capacity."""
+    if level >= pace[index] * (1.0 - _STUCK):
+        return True
+    for capacity in range(len(limits)):
+        if draws[index, capacity] > 0.0 and left[capacity] <= _FULL * limits[capacity]:
+            return True
+    return False
+
+
+@_jit
+def event_loop(  # noqa: C901 - compiled, so plain loops
     lane: Int8Array,
     waits_for: Int32Array,
     seconds: FloatArray,
@@ -125,21 +153,11 @@ def event_loop(
     Returns:
         Start and end of each task. [N] each [s]
     """
-    total, width = waits_for.shape
-    capacities = limits.shape[0]
+    total = len(lane)
     start, end = np.full(total, -1.0), np.full(total, np.inf)
-    # Tasks of each lane in order: the next one after each task, and each lane's first.
-    following, head = np.full(total, -1, np.int64), np.full(num_lanes, -1, np.int64)
-    last = np.full(num_lanes, -1, np.int64)
-    for task in range(total):
-        if last[lane[task]] >= 0:
-            following[last[lane[task]]] = task
-        else:
-            head[lane[task]] = task
-        last[lane[task]] = task
-    running = np.zeros(num_lanes, np.bool_)
-    left = np.zeros(num_lanes)
-    rate, pace = np.zeros((num_lanes, capacities)), np.zeros(num_lanes)
+    head, following = _queues(lane, num_lanes)
+    running, left = np.zeros(num_lanes, np.bool_), np.zeros(num_lanes)
+    rate, pace = np.zeros((num_lanes, len(limits))), np.zeros(num_lanes)
     now, done = 0.0, 0
     while done < total:
         moved = True
@@ -147,46 +165,70 @@ def event_loop(
             moved = False
             for index in range(num_lanes):
                 task = head[index]
-                if task < 0 or running[index]:
+                if running[index] or task < 0 or not _is_ready(task, waits_for, end, now):
                     continue
-                ready = True
-                for column in range(width):
-                    other = waits_for[task, column]
-                    if other >= 0 and end[other] > now:
-                        ready = False
-                        break
-                if not ready:
-                    continue
-                start[task] = now
                 moved = True
-                if seconds[task] <= 0.0:
-                    end[task] = now
-                    head[index] = following[task]
+                start[task] = now
+                if seconds[task] > 0.0:
+                    running[index], left[index] = True, seconds[task]
+                    pace[index] = _set_rates(rate, index, draws, task, seconds[task], limits)
+                else:
+                    end[task], head[index] = now, following[task]
                     done += 1
-                    continue
-                running[index] = True
-                left[index] = seconds[task]
-                pace[index] = 0.0
-                for capacity in range(capacities):
-                    rate[index, capacity] = draws[task, capacity] / seconds[task]
-                    pace[index] = max(pace[index], rate[index, capacity] / limits[capacity])
-        if done >= total:
+        if done == total:
             break
         speed = fair_speeds(pace, rate, limits, running)
-        step = np.inf
-        for index in range(num_lanes):
-            if running[index]:
-                step = min(step, left[index] / speed[index])
+        step = _first_end(left, speed, running)
         if step == np.inf:
             raise ValueError("deadlock: no task can start")
         now += step
         for index in range(num_lanes):
-            if running[index]:
-                left[index] -= step * speed[index]
-                if left[index] <= 1e-12 * seconds[head[index]]:
-                    task = head[index]
-                    end[task] = now
-                    running[index] = False
-                    head[index] = following[task]
-                    done += 1
+            left[index] -= step * speed[index]
+            task = head[index]
+            if running[index] and left[index] <= _STUCK * seconds[task]:
+                end[task], head[index] = now, following[task]
+                running[index] = False
+                done += 1
     return start, end
+
+
+@_jit
+def _queues(lane: Int8Array, num_lanes: int) -> tuple[Int64Array, Int64Array]:
+    """Give each lane's first task, and after each task the next of its lane, -1 for none. [L], [N]"""
+    head, following = np.full(num_lanes, -1, np.int64), np.full(len(lane), -1, np.int64)
+    for task in range(len(lane) - 1, -1, -1):
+        following[task] = head[lane[task]]
+        head[lane[task]] = task
+    return head, following
+
+
+@_jit
+def _is_ready(task: int, waits_for: Int32Array, end: FloatArray, now: float) -> bool:
+    """Say whether all that a task waits for has ended."""
+    ready = True
+    for column in range(waits_for.shape[1]):
+        other = waits_for[task, column]
+        ready = ready and (other < 0 or end[other] <= now)
+    return ready
+
+
+@_jit
+def _set_rates(
+    rate: FloatArray, index: int, draws: FloatArray, task: int, seconds: float, limits: FloatArray
+) -> float:
+    """Note what a task that starts on a lane draws per second; give its largest share of a capacity."""
+    share = 0.0
+    for capacity in range(len(limits)):
+        rate[index, capacity] = draws[task, capacity] / seconds
+        share = max(share, rate[index, capacity] / limits[capacity])
+    return share
+
+
+@_jit
+def _first_end(left: FloatArray, speed: FloatArray, running: BoolArray) -> float:
+    """Give the time until the first running task ends."""
+    step = np.inf
+    for index in range(len(left)):
+        if running[index]:
+            step = min(step, left[index] / speed[index])
+    return step

@@ -181,7 +181,7 @@ def _tensors(model: ModelSpec, policy: Policy) -> Iterator[tuple[int, Weight, fl
 
 
 def _by_tensors(model: ModelSpec, policy: Policy) -> tuple[dict[str, str], FloatArray]:
-    """Deal whole tensors: each to the fastest tier that has room for it in its share of what was dealt so far."""
+    """Deal whole tensors: each to the fastest tier with room for it in its share of what was dealt so far."""
     held = np.zeros((model.num_layers + 2, 3))
     letters: dict[str, list[str]] = {}
     gpu_share, host_share = policy.weights.gpu, policy.weights.gpu + policy.weights.cpu

@@ -134,7 +134,7 @@ def workspaces(
     new = max(batch.prompt_batch * workload.prompt_len, batch.gpu_batch)
     projected = model.qkv_bytes + model.query_bytes
     widest = max((1 + ahead) * projected, ahead * projected + model.ffn_bytes)
-    compute = new * (2 * model.hidden_bytes + widest) + batch.gpu_batch * model.logits_bytes
+    compute: float = new * (2 * model.hidden_bytes + widest) + batch.gpu_batch * model.logits_bytes
     if not runtime.fused_attention:
         compute += batch.prompt_batch * model.num_heads * 4.0 * workload.prompt_len**2
     context = batch.gpu_batch * workload.context_len * model.kv_bytes_per_token

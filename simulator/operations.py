@@ -39,7 +39,7 @@ Stage = Literal["before", "after", "weights", "sync"]
 
 
 class CellKind(IntEnum):
-    """What a layer of the traversal is; ``START`` only loads weights, before the first one; ``PAUSE`` waits."""
+    """What a layer of the traversal is; ``START`` only loads weights, before the first; ``PAUSE`` waits."""
 
     EMBED = 0
     BLOCK = 1
@@ -112,7 +112,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Cells:
-    """Kinds of cells, as columns: what layer it is, sequences in it, new tokens of each, cached tokens. [C]"""
+    """Kinds of cells, as columns: kind of layer, sequences, new tokens of each, cached tokens of each. [C]"""
 
     kind: IntArray
     sequences: FloatArray
@@ -147,7 +147,7 @@ def total_weight_bytes(model: ModelSpec, shape: Shape) -> float:
 
 
 def layer_work(model: ModelSpec, shape: Shape, kind: CellKind) -> dict[str, Work]:
-    """Loads of one layer's weights in one pass: the disk share to the CPU, the CPU and disk shares to the GPU.
+    """Loads of one layer's weights in one pass: the disk share to the CPU, that and the CPU's to the GPU.
 
     The embedding table is not loaded; rows are looked up where it lies (``load_embeddings``).
     """
@@ -211,14 +211,15 @@ def _activation_work(model: ModelSpec, cells: Cells, tokens: FloatArray) -> dict
 
 
 def _matmul_work(model: ModelSpec, cells: Cells, tokens: FloatArray) -> dict[str, Work]:
-    """Projections, the MLP and the head (for the last token of each sequence), with the traffic they cause."""
+    """Projections, the MLP and the head (for each sequence's last token), with the traffic they cause."""
     hidden, query, inner = model.hidden_bytes, model.query_bytes, model.ffn_bytes
     block = (cells.kind == CellKind.BLOCK).astype(float)
     head = (cells.kind == CellKind.HEAD).astype(float)
     embed = (cells.kind == CellKind.EMBED).astype(float)
-    stages = {stage: [w for w in model.layer_weights() if w.stage == stage] for stage in ("qkv", "mlp")}
+    names: tuple[Literal["qkv", "mlp"], ...] = ("qkv", "mlp")
+    stages = {stage: [w for w in model.layer_weights() if w.stage == stage] for stage in names}
     traffic = {"qkv": hidden + model.qkv_bytes, "mlp": query + 3 * hidden + 2 * inner}
-    work = {
+    work: dict[str, Work] = {
         stage: _form(
             flops=tokens * block * model.linear_flops(stage),
             bytes_=block * (model.weight_bytes(weights) + tokens * traffic[stage]),

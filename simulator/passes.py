@@ -96,7 +96,7 @@ def window(policy: Policy, workload: Workload, max_passes: int | None = MAX_PASS
         return Window(one.passes, one.sequences, 1.0)
     if workload.num_prompts is None:
         return _steady(policy, workload, stagger, max_passes)
-    return _finite(policy, workload, stagger, max_passes)
+    return _finite(policy, workload, workload.num_prompts, stagger, max_passes)
 
 
 def _block(workload: Workload, sequences: float, max_passes: int | None) -> Window:
@@ -144,14 +144,15 @@ def _steady(policy: Policy, workload: Workload, stagger: int, max_passes: int | 
     return Window(passes, cohort * periods, workload.gen_len / length)
 
 
-def _finite(policy: Policy, workload: Workload, stagger: int, max_passes: int | None) -> Window:
+def _finite(
+    policy: Policy, workload: Workload, num_prompts: int, stagger: int, max_passes: int | None
+) -> Window:
     """Play a whole staggered run: cohorts enter one by one and the last ones drain."""
     cohort = policy.block / policy.cohorts(workload.gen_len)
-    assert workload.num_prompts is not None
-    count = math.ceil(workload.num_prompts / cohort)
+    count = math.ceil(num_prompts / cohort)
     last = (count - 1) * stagger + workload.gen_len
     passes = _counted(range(last), stagger, workload.gen_len, range(count), max_passes)
-    return Window(tuple(passes), workload.num_prompts, workload.gen_len / last)
+    return Window(tuple(passes), num_prompts, workload.gen_len / last)
 
 
 def peak_tokens(workload: Workload, stagger: int | None, page_tokens: int) -> tuple[float, float]:

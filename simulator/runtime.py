@@ -5,15 +5,19 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from simulator.errors import InputError
 from simulator.policy import ScheduleName
 from simulator.schema import Record, decode, read_yaml
 
 Slots = Annotated[int, Field(ge=1, le=64)]
+
+
+#: With fewer, a copy would wait for a slot that is freed only after the barrier that waits for the copy.
+_SLOTS_WITH_BARRIERS = {"cache": 2, "cache_staging": 2, "new_cache": 2, "activations": 3}
 
 
 class BufferSlots(Record):
@@ -58,6 +62,15 @@ class Runtime(Record):
     page_tokens: Annotated[int, Field(ge=0, le=4096)]
     schedules: tuple[ScheduleName, ...]
     slots: BufferSlots = BufferSlots()
+
+    @model_validator(mode="after")
+    def _slots_for_barriers(self) -> Self:
+        for name, least in _SLOTS_WITH_BARRIERS.items():
+            if self.synchronization == "barrier" and getattr(self.slots, name) < least:
+                raise ValueError(
+                    f"slots.{name}: copies run one cell ahead or behind a barrier; give at least {least}"
+                )
+        return self
 
 
 def runtime_names() -> list[str]:

@@ -113,7 +113,7 @@ def pass_edges(simulation: Simulation) -> FloatArray:
     """
     schedule = simulation.schedule
     computes = np.nonzero((schedule.lane == LANES.index("gpu")) & (schedule.operation != OP["sync"]))[0]
-    passes, first = np.unique(schedule.pass_index[computes], return_index=True)
+    _, first = np.unique(schedule.pass_index[computes], return_index=True)
     edges = np.append(simulation.start[computes[first]], simulation.makespan)
     if schedule.window.passes[0].weight:
         edges[0] = 0.0
@@ -188,9 +188,12 @@ def _least_seconds(
     if lane in ("gpu", "cpu"):
         engine = hardware.engines["gpu" if lane == "gpu" else "cpu"]
         peak = engine.peak.flops[engine.compute_dtype(placed.model.dtype)]
-        return np.maximum(flops / peak, bytes_ / engine.peak.memory_bandwidth)
+        return np.asarray(np.maximum(flops / peak, bytes_ / engine.peak.memory_bandwidth))
     links = hardware.links
-    peak = {"h2d": links.h2d, "d2h": links.d2h, "disk_read": links.disk_read, "disk_write": links.disk_write}[
-        lane
-    ].peak
-    return bytes_ / peak
+    peaks = {
+        "h2d": links.h2d.peak,
+        "d2h": links.d2h.peak,
+        "disk_read": links.disk_read.peak,
+        "disk_write": links.disk_write.peak,
+    }
+    return bytes_ / peaks[lane]

@@ -18,17 +18,17 @@ import numpy.typing as npt
 from simulator.errors import InputError
 from simulator.hardware import LANES, TIERS, TierName
 from simulator.layout import Placed
-from simulator.operations import OP, OPERATIONS
+from simulator.operations import OPERATIONS
 from simulator.policy import FloatArray
 from simulator.schedule import Int8Array, Int32Array
 from simulator.schema import read_json
 from simulator.simulate import Simulation
+from simulator.trace_events import read_counter, read_span
 from simulator.trace_memory import MemoryUse, memory_in_use
 from simulator.units import GIB
 
 _NS_PER_S, _NS_PER_US = 1e9, 1e3
 _PROCESS = 1
-_PLACE = ("pass", "layer", "group")
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,39 +198,15 @@ def read_trace(path: str | Path) -> Trace:
         try:
             kind = event["ph"]
             if kind == "X":
-                rows.append(_read_span(event))
+                rows.append(read_span(event))
             elif kind == "C":
-                counts.append(_read_counter(event))
+                counts.append(read_counter(event))
             elif kind != "M":
                 raise ValueError(f"unknown kind {kind!r}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{path}: traceEvents.{number}: {reason}") from None
     return _gather(rows, counts, metadata)
-
-
-def _number(value: object, least: float = -np.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < np.inf:
-        raise ValueError(f"expected a number{' of 0 or more' if least == 0 else ''}; got {value!r:.40}")
-    return float(value)
-
-
-def _read_span(event: dict[str, Any]) -> tuple[float, ...]:
-    name, lane, args = event["name"], event["tid"] - 1, event["args"]
-    if name not in OP:
-        raise ValueError(f"unknown operation {name!r:.40}")
-    if lane not in range(len(LANES)):
-        raise ValueError(f"unknown lane {lane + 1!r:.40}")
-    start, took = _number(event["ts"]), _number(event["dur"], 0)
-    place = [_number(args[key]) for key in _PLACE]
-    return (OP[name], lane, start, took, *place, _number(args["bytes"], 0), _number(args["flops"], 0))
-
-
-def _read_counter(event: dict[str, Any]) -> tuple[str, float, float]:
-    tier, colon, _ = event["name"].partition(": ")
-    if tier not in TIERS or not colon:
-        raise ValueError(f"unknown counter {event['name']!r:.40}")
-    return event["name"], _number(event["ts"]), _number(event["args"]["GiB"], 0)
 
 
 def _gather(
@@ -247,10 +223,21 @@ def _gather(
         tier, _, use = name.partition(": ")
         time, size = np.array(points).T
         memory.append(MemoryUse(_tier(tier), use, np.round(time * _NS_PER_US) / _NS_PER_S, size * GIB))
-    codes, places = columns[:2].astype(np.int8), columns[4:7].astype(np.int32)
-    times = (start / _NS_PER_S, (start + took) / _NS_PER_S)
-    return Trace(*codes, *times, *places, *columns[7:], memory=tuple(memory), metadata=metadata)
+    places = columns[4:7].astype(np.int32)
+    return Trace(
+        operation=columns[0].astype(np.int8),
+        lane=columns[1].astype(np.int8),
+        start=start / _NS_PER_S,
+        end=(start + took) / _NS_PER_S,
+        pass_number=places[0],
+        layer=places[1],
+        group=places[2],
+        bytes=columns[7],
+        flops=columns[8],
+        memory=tuple(memory),
+        metadata=metadata,
+    )
 
 
 def _tier(name: str) -> TierName:
-    return TIERS[TIERS.index(name)]  # type: ignore[arg-type] # a name that was checked
+    return next(tier for tier in TIERS if tier == name)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from planner.program import Outer, Problem, memory_limit
 from simulator.cost import Rates
 from simulator.demand import period_demand, resource_limits
-from simulator.hardware import TIERS, HardwareProfile, load_profile
+from simulator.hardware import LANES, TIERS, HardwareProfile, load_profile
 from simulator.memory import Batch, lookahead, memory_items
 from simulator.model_config import load_model
 from simulator.operations import Shape, total_weight_bytes
@@ -106,7 +106,10 @@ def seconds_per_sequence(problem: Problem, outer: Outer, block: int, placements:
     for phase in phases:
         demand = np.array([phase.at(placement, block) for placement in placements]) / limits
         carried = (placements @ phase.carry.T) / limits
-        apart += np.maximum(0.0, (demand - carried).max(axis=1))
+        longest = np.maximum(0.0, (demand - carried).max(axis=1))
+        if block == outer.gpu_batch:  # one group waits for its own attention
+            longest = np.maximum(longest, demand[:, LANES.index("gpu")] + demand[:, LANES.index("cpu")])
+        apart += longest
         whole += demand
     return np.maximum(apart, whole.max(axis=1)) / block
 

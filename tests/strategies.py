@@ -24,7 +24,7 @@ _RATES = ("bandwidth", "flops", "dequantize", "quantize")
 
 @st.composite
 def models(draw: st.DrawFn, max_layers: int = 3) -> ModelSpec:
-    """Draw a model of 1 to ``max_layers`` blocks, in the family of OPT or of Llama, with tied tables or not."""
+    """Draw a model of 1 to ``max_layers`` blocks, of OPT's family or Llama's, with tied tables or not."""
     heads, head_dim = draw(st.sampled_from([2, 4])), draw(st.sampled_from([8, 16]))
     config: dict[str, Any] = {
         "hidden_size": heads * head_dim,
@@ -107,23 +107,34 @@ def workloads(*, finite: bool | None = None) -> st.SearchStrategy[Workload]:
     count: st.SearchStrategy[int | None] = st.integers(1, 30)
     if finite is not True:
         count = st.none() if finite is False else st.one_of(st.none(), count)
-    return st.builds(Workload, prompt_len=st.integers(1, 40), gen_len=st.integers(1, 6), num_prompts=count)
+    gen_len = st.sampled_from([3, 4, 5, 6, 2, 1])  # evenly: small ones hide the diagonal
+    return st.builds(Workload, prompt_len=st.integers(1, 40), gen_len=gen_len, num_prompts=count)
 
 
 @st.composite
 def policies(
     draw: st.DrawFn, runtime: Runtime, workload: Workload, *, eighths: bool = False, max_groups: int = 6
 ) -> Policy:
-    """Draw a policy that the runtime can run: any schedule, split, share of CPU attention, bits, batches."""
-    stagger = None
-    if "diagonal" in runtime.schedules:
-        stagger = draw(st.one_of(st.none(), st.integers(1, workload.gen_len + 1)))
-    cohorts = cohorts_in_flight(stagger, workload.gen_len)
+    """Draw a policy that the runtime can run: any schedule, split, share of CPU attention, bits, batches.
+
+    The schedule is drawn first and the diagonal, which varies most, most often; half of the diagonals have a
+    stagger that does not divide a life, where there is one.
+    """
+    names = [*runtime.schedules, *["diagonal"] * (2 * ("diagonal" in runtime.schedules))]
+    gen_len, name = workload.gen_len, draw(st.sampled_from(names))
+    if name == "diagonal" and gen_len > 1:
+        uneven = [every for every in range(1, gen_len) if gen_len % every]
+        stagger = draw(st.one_of(st.integers(1, gen_len - 1), st.sampled_from(uneven or [1])))
+    else:  # a stagger of a life or more is none
+        stagger = (
+            draw(st.sampled_from([None, None, gen_len + 1])) if "diagonal" in runtime.schedules else None
+        )
+    cohorts = cohorts_in_flight(stagger, gen_len)
     prompt_batch = draw(st.sampled_from([1, 2])) if runtime.splits_prompts else None
     share = st.sampled_from([0.0, 0.5, 1.0])
     return Policy(
         gpu_batch=(prompt_batch or 1) * draw(st.integers(1, 3)),
-        num_groups=cohorts * draw(st.integers(1, max(1, max_groups // cohorts))),
+        num_groups=cohorts * (1 if name == "row" else draw(st.integers(1, max(1, max_groups // cohorts)))),
         weights=draw(splits(eighths=eighths)),
         cache=draw(splits()),
         activations=draw(splits()),

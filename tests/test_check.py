@@ -242,6 +242,7 @@ def test_a_wrong_graph_is_caught():
         ("lane", 5, 17),
         ("operation", 5, 99),
         ("pass_index", 5, 2),
+        ("pass_index", 5, -1),
     ]:
         found = violations(changed(schedule, column, at, value), placed)
         assert [(one.rule, one.task) for one in found] == [("graph", 5)], (column, value)

@@ -20,7 +20,8 @@ from simulator.generate import generate
 from simulator.hardware import LANES
 from simulator.layout import Placed
 from simulator.operations import OP
-from simulator.policy import PLACEMENT, FloatArray, placed as form
+from simulator.policy import PLACEMENT, FloatArray
+from simulator.policy import placed as form
 from simulator.schedule import Schedule
 from simulator.simulate import capacity_draws, rates_of, task_seconds
 from tests.strategies import layouts, machines
@@ -109,7 +110,9 @@ def test_demand_is_affine(placed, hardware, scale):
     two = (one - constant) * scale + constant
     nothing = open_demand(placed, rates, constant)
     grown = open_demand(placed, rates, two) - nothing
-    np.testing.assert_allclose(grown, scale * (open_demand(placed, rates, one) - nothing), atol=1e-9, rtol=1e-6)
+    np.testing.assert_allclose(
+        grown, scale * (open_demand(placed, rates, one) - nothing), atol=1e-9, rtol=1e-6
+    )
 
 
 @given(layouts(finite=False), machines())

@@ -178,7 +178,7 @@ def test_capacities_are_never_exceeded(world):
 
 @given(worlds(capacities=1), st.sampled_from([1.0, 1.5, 4.0]))
 def test_work_is_conserved(world, need):
-    """Law 5: where every task needs the whole capacity it is always full, so a run takes all draws over its rate."""
+    """Law 5: where every task needs a whole capacity, it is always full: time is all draws over its rate."""
     limit = world.limits[0]
     draws = [[need * limit * seconds] for seconds in world.seconds]
     greedy = World(world.lane, world.waits, world.seconds, draws, [limit], world.num_lanes)

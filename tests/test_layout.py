@@ -1,4 +1,4 @@
-"""Layouts: fractions become whole tensors, rows, heads and sequences, spread evenly and never over the GPU."""
+"""Layouts: fractions become whole tensors, rows, heads and sequences, and never overfill the GPU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tensors(laid_out: Placed) -> list[tuple[str, float]]:
 
 @given(layouts(grain="tensor"))
 def test_at_every_point_tiers_hold_their_share_to_one_tensor(laid_out):
-    """Spread evenly: in any prefix the GPU holds at most its share, and every tier its own within one tensor."""
+    """Spread evenly: in any prefix the GPU holds at most its share, every tier its own within one tensor."""
     dealt, held = 0.0, dict.fromkeys(TIERS, 0.0)
     sizes = tensors(laid_out)
     largest = max(size for _, size in sizes)
@@ -135,7 +135,9 @@ def test_every_tensor_has_a_letter_a_layer(laid_out):
 def test_rows_are_whole_and_differ_by_less_than_one(model, split, bits):
     """With rows, every tensor is cut at whole rows, the GPU's share rounded down."""
     laid_out = placed(model, split, "row", weight_bits=bits)
-    shapes = {w.name: w.shape for w in (*model.embed_weights(), *model.layer_weights(), *model.head_weights())}
+    shapes = {
+        w.name: w.shape for w in (*model.embed_weights(), *model.layer_weights(), *model.head_weights())
+    }
     assert laid_out.layout.tensors == {}
     assert laid_out.layout.rows.keys() == shapes.keys()
     for name, parts in laid_out.layout.rows.items():

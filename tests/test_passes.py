@@ -173,7 +173,7 @@ def test_samples_add_up(first, length, count):
     st.lists(st.tuples(st.floats(-5, 5), st.floats(-100, 100)), min_size=1, max_size=6),
 )
 def test_samples_never_underestimate_convex_sums(first, length, count, lines):
-    """The largest of some lines is convex: its sampled sum is at least the full one, and exact for one line."""
+    """The largest of some lines is convex: its sampled sum is at least the full one, exact for one line."""
 
     def convex(number):
         return max(slope * number + offset for slope, offset in lines)
@@ -213,7 +213,7 @@ def test_peaks_against_brute_force(prompt_len, gen_len, stagger, page):
 
 @given(st.integers(1, 40), st.one_of(st.none(), st.integers(1, 44)))
 def test_period_positions_are_one_life(gen_len, stagger):
-    """Every decode position is in one of the two lists; those that meet a prompt are multiples of the stagger."""
+    """Every decode position is in one list; those that meet a prompt are multiples of the stagger."""
     beside, others = period_positions(Workload(prompt_len=4, gen_len=gen_len), stagger)
     assert sorted([*beside, *others]) == list(range(1, gen_len))
     meeting = set()

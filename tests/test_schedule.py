@@ -18,8 +18,9 @@ from simulator.memory import BUFFERS
 from simulator.model_config import parse_config
 from simulator.operations import OP, OPERATIONS
 from simulator.policy import CpuAttention, Policy, Split
-from simulator.runtime import load_runtime
+from simulator.runtime import Runtime, load_runtime
 from simulator.schedule import Task
+from simulator.schema import decode
 from simulator.workload import Workload
 from tests.strategies import layouts
 
@@ -201,7 +202,7 @@ def test_every_task_has_work_and_waits_are_earlier(placed):
 
 
 def test_a_barrier_follows_every_cell():
-    """FlexGen's loop: one device-wide barrier for each of (2 + 2) layers x 2 groups x 2 passes, and the start."""
+    """FlexGen's loop: a device-wide barrier for each of (2 + 2) layers x 2 groups x 2 passes."""
     schedule = generate(tiny_layout("flexgen"))
     cells = Counter(
         (int(schedule.pass_index[t]), int(schedule.layer[t]), int(schedule.group[t]))
@@ -215,6 +216,21 @@ def test_cohorts_must_be_equal():
     placed = tiny_layout(num_groups=5, stagger=1)
     with pytest.raises(InputError, match=r"num_groups: 5 groups .* multiple of 2"):
         generate(placed)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "least"), [("cache", 2), ("cache_staging", 2), ("new_cache", 2), ("activations", 3)]
+)
+def test_barriers_need_slots(buffer, least):
+    """With fewer slots than its barriers need, a runtime would stand still; it is refused when it is read."""
+    data = load_runtime("flexgen").model_dump()
+    for slots in (least, least - 1):
+        data["slots"][buffer] = slots
+        if slots == least:
+            assert decode(Runtime, data, "runtime").slots.model_dump()[buffer] == least
+        else:
+            with pytest.raises(InputError, match=rf"slots\.{buffer}: .* at least {least}"):
+                decode(Runtime, data, "runtime")
 
 
 def test_lookahead_overlaps_cpu_attention():

@@ -76,6 +76,27 @@ def test_the_cache_fills_up_to_its_bound(placed, hardware):
             assert use.bytes.max() == pytest.approx(peaks[use.tier]["KV cache"])
 
 
+@given(layouts(), machines(shared=False), st.sampled_from([None, 4]))
+def test_the_cache_begins_and_ends_with_the_sequences_in_flight(placed, hardware, max_passes):
+    """Before the first pass and after the last, the cache is exactly that of the sequences in flight."""
+    trace = from_simulation(play(generate(placed, max_passes), rates_of(placed, hardware)), placed)
+    workload, policy, page = placed.workload, placed.policy, placed.runtime.page_tokens
+    passes = generate(placed, max_passes).window.passes
+
+    def tokens(positions):
+        held = [workload.prompt_len + (t if page else workload.gen_len - 1) for t in positions]
+        return sum(-(-one // page) * page if page else one for one in held)
+
+    first = tokens(position - 1 for _, position in passes[0].cohorts if position)
+    last = tokens(position for _, position in passes[-1].cohorts if position < workload.gen_len - 1)
+    sequences = policy.block / policy.cohorts(workload.gen_len)
+    token = placed.model.num_layers * placed.model.kv_bytes(policy.cache_bits, policy.quant_group)
+    for use in trace.memory:
+        if use.name == "KV cache":
+            share = getattr(placed.layout.cache, use.tier) * sequences * token
+            assert use.bytes[[0, -1]] == pytest.approx([share * first, share * last], rel=1e-9, abs=1e-3)
+
+
 @given(layouts(), machines())
 def test_nothing_beats_the_roofline(placed, hardware):
     """Law 6: all FLOPs over peak and all bytes over bandwidth, lane by lane, take no more than the run."""
@@ -184,16 +205,14 @@ def test_a_sampled_period_agrees_with_all_passes(max_passes):
 
 @pytest.mark.parametrize("stagger", [3, 4, 7])
 def test_the_steady_state_is_that_of_long_runs(stagger):
-    """Diagonal: what six further cohorts add to a long finite run is what the steady state predicts, to 2 %."""
+    """Diagonal: what six more cohorts add to a long finite run is what the steady state predicts, to 2 %."""
     gen_len = 12
     groups = -(-gen_len // stagger)
     hardware = load_profile("t4-16")
     steady, _ = simulate(mid_size(stagger=stagger, num_groups=groups, gen_len=gen_len), hardware, None)
     makespans = []
     for cohorts in (8, 14):
-        placed = mid_size(
-            stagger=stagger, num_groups=groups, gen_len=gen_len, num_prompts=32 * cohorts
-        )
+        placed = mid_size(stagger=stagger, num_groups=groups, gen_len=gen_len, num_prompts=32 * cohorts)
         makespans.append(simulate(placed, hardware, None)[1].makespan)
     marginal = 6 * 32 * gen_len / (makespans[1] - makespans[0])
     assert steady.throughput_tok_s == pytest.approx(marginal, rel=0.02)

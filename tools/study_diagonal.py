@@ -1,0 +1,225 @@
+"""Diagonal against zig-zag for OPT-175B on an A100 with 512 GiB of DRAM.
+
+Prints the tables of docs/study-diagonal.md: ``python tools/study_diagonal.py``. Numbers come from ``planner
+plan``, run as a command, but for those of the program with the block left open, which it does not print.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from planner.program import Outer, Problem, Program
+from simulator.hardware import load_profile
+from simulator.model_config import load_model
+from simulator.runtime import load_runtime
+from simulator.workload import Workload
+
+MACHINE, MODEL = "a100-80", "opt-175b"
+WORKLOADS = ((128, 512), (32, 1024))
+DRAM = ("tiers.cpu.capacity=512 GiB",)
+NO_DISK = (*DRAM, "tiers.disk.capacity=0 GB")
+AMPLE = "capacities.dram.bandwidth=400 GB/s"
+FAST_CPU = "engines.cpu.peak.memory_bandwidth=400 GB/s"
+CPU_ATTENTION = "engines.cpu.attention.decode.bandwidth"
+#: The factors that a model of perfect overlap on two memory levels predicts.
+PREDICTED = {(128, 512): 1.64, (32, 1024): 2.00}
+COHORTS = (1, 2, 4, 8, 16, 32, 64)
+#: Enough memory for zig-zag to hold the block that the diagonal holds in 512 GiB.
+ENOUGH = {(128, 512): "660 GiB", (32, 1024): "800 GiB"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question to the command."""
+
+    name: str
+    overrides: tuple[str, ...]
+    fixed: tuple[str, ...] = ()
+
+    def options(self, workload: tuple[int, int], schedule: str) -> list[str]:
+        """Write the options of ``planner plan``."""
+        options = ["--hw", MACHINE, "--model", MODEL, "--schedule", schedule, "--format", "json"]
+        options += ["--prompt-len", str(workload[0]), "--gen-len", str(workload[1])]
+        options += [text for override in self.overrides for text in ("--set", override)]
+        return options + [text for pin in self.fixed for text in ("--fix", pin)]
+
+
+HEADLINE = (Case("512 GiB DRAM, with the disk", DRAM), Case("512 GiB DRAM, no disk", NO_DISK))
+CHANGES = (
+    Case("as it is (no disk)", NO_DISK),
+    Case("DRAM bandwidth 400 GB/s", (*NO_DISK, AMPLE)),
+    *(
+        Case(
+            f"DRAM 400 GB/s, CPU attention at {rate} GB/s",
+            (*NO_DISK, AMPLE, FAST_CPU, f"{CPU_ATTENTION}={rate} GB/s"),
+        )
+        for rate in (10, 20, 150)
+    ),
+    Case("no CPU attention", NO_DISK, ("cpu_attention=0",)),
+    Case("PCIe at half rate (12.5 GB/s)", (*NO_DISK, "links.h2d.pinned.bandwidth=12.5 GB/s")),
+    Case("PCIe at 31 GB/s", (*NO_DISK, "links.h2d.pinned.bandwidth=31 GB/s")),
+)
+
+
+def run(case: Case, workload: tuple[int, int], schedule: str) -> dict[str, Any] | None:
+    """Ask the command for a plan; None if nothing fits."""
+    command = [sys.executable, "-m", "planner.cli", "plan", *case.options(workload, schedule)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def run_both(cases: Sequence[Case], workload: tuple[int, int]) -> Iterator[tuple[Case, Any, Any]]:
+    """Run zig-zag and diagonal for every case."""
+    with ThreadPoolExecutor(2) as pool:
+        zigzag = [pool.submit(run, case, workload, "zigzag") for case in cases]
+        diagonal = [pool.submit(run, case, workload, "diagonal") for case in cases]
+        for case, first, second in zip(cases, zigzag, diagonal, strict=True):
+            yield case, first.result(), second.result()
+
+
+def speed(plan: dict[str, Any] | None, program: bool = False) -> float:
+    """Give the simulated throughput, or the program's answer; not a number if nothing fits. [tok/s]"""
+    if plan is None:
+        return math.nan
+    return float(plan["bounds"]["lp_tok_s"] if program else plan["predictions"]["throughput_tok_s"])
+
+
+def block(plan: dict[str, Any] | None) -> str:
+    """Write the groups of a plan."""
+    if plan is None:
+        return "does not fit"
+    policy = plan["policy"]
+    groups, size = policy["num_groups"], policy["gpu_batch"]
+    every = f", every {policy['stagger']} passes" if plan["schedule"] == "diagonal" else ""
+    return f"{groups * size} ({groups} x {size}{every})"
+
+
+def open_block(workload: tuple[int, int], cohorts: int, overrides: tuple[str, ...]) -> tuple[float, float]:
+    """Solve the program with block and groups left open: (tok/s, sequences in flight)."""
+    problem = Problem(
+        hardware=load_profile(MACHINE, overrides),
+        model=load_model(MODEL),
+        workload=Workload(prompt_len=workload[0], gen_len=workload[1]),
+        runtime=load_runtime("reference"),
+    )
+    stagger = None if cohorts == 1 else math.ceil(workload[1] / cohorts)
+    solution = Program(problem, Outer(16, stagger=stagger, smallest_batch=1)).solve()
+    return (solution.throughput, solution.block) if solution else (math.nan, math.nan)
+
+
+def shown(cell: object) -> str:
+    """Write a cell of a table: numbers with four digits, a dash where there is none."""
+    if isinstance(cell, float):
+        return "-" if math.isnan(cell) else f"{cell:.4g}"
+    return "-" if cell == "nan" else str(cell)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table in Markdown."""
+    print("| " + " | ".join(heads) + " |")
+    print("|" + "---|" * len(heads))
+    for row in rows:
+        print("| " + " | ".join(map(shown, row)) + " |")
+    print()
+
+
+def fractional() -> None:
+    """The program with the block open, by the number of cohorts."""
+    for workload in WORKLOADS:
+        print(f"Block left open, {workload[0]} in, {workload[1]} out\n")
+        rows = []
+        for overrides, words in (((*NO_DISK, AMPLE), "400 GB/s"), (NO_DISK, "43 GB/s")):
+            first = open_block(workload, 1, overrides)[0]
+            for cohorts in COHORTS:
+                rate, sequences = open_block(workload, cohorts, overrides)
+                rows.append((words, cohorts, f"{sequences:.1f}", rate, f"{rate / first:.3f}"))
+        table(("DRAM bandwidth", "cohorts", "sequences in flight", "tok/s", "to one cohort"), rows)
+
+
+def headline() -> None:
+    """Both schedules, planned and simulated."""
+    rows = []
+    for workload in WORKLOADS:
+        for case, zigzag, diagonal in run_both(HEADLINE, workload):
+            for name, plan in (("zig-zag", zigzag), ("diagonal", diagonal)):
+                is_first = name == "zig-zag"
+                rows.append(
+                    (
+                        f"{workload[0]}, {workload[1]}" if is_first else "",
+                        case.name.partition(", ")[2] if is_first else "",
+                        name,
+                        block(plan),
+                        speed(plan),
+                        speed(plan, program=True),
+                        float(plan["bounds"]["ceiling_tok_s"]) if plan else math.nan,
+                        "" if is_first else f"{speed(plan) / speed(zigzag):.3f}",
+                        "" if is_first else f"{speed(plan, True) / speed(zigzag, True):.3f}",
+                        "" if is_first else f"{PREDICTED[workload]:.2f}",
+                    )
+                )
+    heads = ("in, out", "machine", "schedule", "block", "simulated", "program", "ceiling")
+    table((*heads, "ratio simulated", "ratio program", "predicted"), rows)
+
+
+def changes() -> None:
+    """One thing at a time."""
+    for workload in WORKLOADS:
+        print(f"One change at a time, {workload[0]} in, {workload[1]} out\n")
+        rows = [
+            (
+                case.name,
+                block(zigzag),
+                block(diagonal),
+                speed(zigzag),
+                speed(diagonal),
+                f"{speed(diagonal) / speed(zigzag):.3f}",
+                f"{speed(diagonal, True) / speed(zigzag, True):.3f}",
+            )
+            for case, zigzag, diagonal in run_both(CHANGES, workload)
+        ]
+        heads = ("change", "block, zig-zag", "block, diagonal", "zig-zag", "diagonal")
+        table((*heads, "ratio simulated", "ratio program"), rows)
+
+
+def enough_memory() -> None:
+    """Zig-zag with the diagonal's block, in a machine with the memory for it."""
+    rows = []
+    for workload in WORKLOADS:
+        for words, extra in (("43 GB/s", ()), ("400 GB/s", (AMPLE,))):
+            diagonal = run(Case("", (*NO_DISK, *extra)), workload, "diagonal")
+            zigzag = run(Case("", (*NO_DISK, *extra)), workload, "zigzag")
+            if diagonal is None or zigzag is None:
+                continue
+            policy = diagonal["policy"]
+            fixed = (f"gpu_batch={policy['gpu_batch']}", f"num_groups={policy['num_groups']}")
+            larger = (*NO_DISK, f"tiers.cpu.capacity={ENOUGH[workload]}", *extra)
+            fed = run(Case("", larger, fixed), workload, "zigzag")
+            rows.append(
+                (
+                    f"{workload[0]}, {workload[1]}",
+                    words,
+                    speed(zigzag),
+                    speed(fed),
+                    speed(diagonal),
+                    f"{speed(fed) / speed(zigzag):.3f}",
+                    f"{speed(diagonal) / speed(fed):.3f}",
+                )
+            )
+    heads = ("in, out", "DRAM bandwidth", "zig-zag", "zig-zag, diagonal's block", "diagonal")
+    table((*heads, "memory effect", "all else"), rows)
+
+
+if __name__ == "__main__":
+    fractional()
+    headline()
+    changes()
+    enough_memory()
