@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pulp
 
 from planner.bounds import kv_bytes_read, sweep_rate_range
+from planner.linear import Row, minimise
 from planner.program import Problem
 from simulator.cost import Rates
 from simulator.operations import OP, OPERATIONS, CellKind, Shape, layer_weight_bytes, total_weight_bytes
@@ -50,51 +50,51 @@ def ceiling(problem: Problem, shapes: list[Shape]) -> Ceiling:
 
 def _ceiling_of(problem: Problem, shape: Shape) -> Ceiling:
     tiers = problem.hardware.tiers
-    gpu, host = tiers["gpu"].usable, tiers["cpu"].usable
-    everything = gpu + host + tiers["disk"].usable
     one = _sequence(problem, shape)
-    room = everything - total_weight_bytes(problem.model, shape)
+    room = sum(tier.usable for tier in tiers.values()) - total_weight_bytes(problem.model, shape)
     if room <= 0:
         return Ceiling(0.0, "memory")
     count = problem.workload.num_prompts or math.inf
     low, high = sweep_rate_range(one.cache_read, room, problem.workload.gen_len, count)
-    program = pulp.LpProblem("ceiling", pulp.LpMinimize)
-    time = program.add_variable("time", lowBound=0)
-    rho = program.add_variable("rho", lowBound=low, upBound=max(low, high))
-    share = program.add_variable("cpu_attention", lowBound=0, upBound=1)
-    program.setObjective(time)
-    best = _best_rates(problem)
-    gpu_attention = (1 - share) * one.attention_seconds + one.prompt_seconds
-    matmul = OPERATIONS[OP["mlp"]]
-    hbm = best.roofline(matmul).bandwidth
-    expand = problem.hardware.engines["gpu"].conversion.dequantize
+    rows = [
+        Row("least sweeps", {"sweeps": -1.0}, -low),
+        Row("most sweeps", {"sweeps": 1.0}, max(low, high)),
+        Row("all attention", {"cpu_attention": 1.0}, 1.0),
+    ]
+    # time >= fixed + a sweep's seconds x sweeps + seconds of all attention on the CPU x its share there
+    demands = _demands(problem, shape, one)
+    for number, (_, fixed, sweep, shared) in enumerate(demands):
+        terms = {"sweeps": sweep, "cpu_attention": shared, "time": -1.0}
+        rows.append(Row(f"demand {number}", terms, -fixed))
+    sizes = {"time": one.matmul_seconds, "sweeps": max(low, high), "cpu_attention": 1.0}
+    found = minimise({"time": 1.0}, rows, sizes)
+    assert found is not None
+    dearest = min(range(len(demands)), key=lambda number: found.duals[f"demand {number}"])
+    return Ceiling(problem.workload.gen_len / found.values["time"], demands[dearest][0])
+
+
+def _demands(problem: Problem, shape: Shape, one: _Sequence) -> list[tuple[str, float, float, float]]:
+    """List (resource, fixed seconds, seconds a sweep, seconds more if the CPU attends to everything)."""
+    tiers, best = problem.hardware.tiers, _best_rates(problem)
+    gpu, above_disk = tiers["gpu"].usable, tiers["gpu"].usable + tiers["cpu"].usable
+    h2d, disk = best.copy("h2d").bandwidth, best.copy("disk_read").bandwidth
+    hbm = best.roofline(OPERATIONS[OP["mlp"]]).bandwidth
+    attention, cache = one.attention_seconds, one.cache_read
+    on_gpu = attention + one.prompt_seconds
     # Bytes that are read into a fast memory of m: each sweep finds at most m of what it needs there.
-    rows = {
-        "gpu": [one.matmul_seconds + gpu_attention, rho * (one.swept_expanded / hbm) + gpu_attention],
-        "cpu": [share * one.cpu_seconds],
-        "h2d": [
-            rho * (max(0.0, one.swept - gpu) / best.copy("h2d").bandwidth),
-            rho * ((one.swept - gpu) / best.copy("h2d").bandwidth)
-            + (1 - share) * (one.cache_read / best.copy("h2d").bandwidth),
-        ],
-        "disk_read": [
-            rho * ((one.swept - gpu - host) / best.copy("disk_read").bandwidth)
-            + one.cache_read / best.copy("disk_read").bandwidth
-        ],
-    }
+    demands = [
+        ("gpu", one.matmul_seconds + on_gpu, 0.0, -attention),
+        ("gpu", on_gpu, one.swept_expanded / hbm, -attention),
+        ("cpu", 0.0, 0.0, one.cpu_seconds),
+        ("h2d", 0.0, max(0.0, one.swept - gpu) / h2d, 0.0),
+        ("h2d", cache / h2d, (one.swept - gpu) / h2d, -cache / h2d),
+        ("disk_read", cache / disk, (one.swept - above_disk) / disk, 0.0),
+    ]
     if shape.weight_bits < 16:
         # Expanded weights may stay on the GPU; the rest is expanded once a sweep.
-        again = max(0.0, one.swept_expanded - gpu)
-        rows["gpu"].append(one.matmul_seconds + gpu_attention + rho * (again / expand))
-    names = []
-    for resource, forms in rows.items():
-        for form in forms:
-            names.append((resource, f"row{len(names)}"))
-            program.addConstraint(time >= form, names[-1][1])
-    program.solve(pulp.HiGHS(msg=False, threads=1))
-    prices = {name: float(program.constraints[name].pi or 0.0) for _, name in names}
-    bound_by = max(names, key=lambda pair: prices[pair[1]])[0]
-    return Ceiling(problem.workload.gen_len / float(time.value()), bound_by)
+        again = max(0.0, one.swept_expanded - gpu) / problem.hardware.engines["gpu"].conversion.dequantize
+        demands.append(("gpu", one.matmul_seconds + on_gpu, again, -attention))
+    return demands
 
 
 def _best_rates(problem: Problem) -> Rates:

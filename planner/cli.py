@@ -30,7 +30,23 @@ _FORMATS = click.Choice(["text", "json"])
 
 
 class _Group(click.Group):
-    """Turns errors for people into one line and an exit code."""
+    """Turns errors for people into one line and an exit code: 1 nothing fits, 2 bad input."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Enter from the shell; always ends by leaving the process (or the test runner's call)."""
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(*args, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = 2
+        except click.ClickException as error:
+            _complain(error.format_message())
+            code = 2
+        except click.Abort:
+            _complain("interrupted")
+            code = 130
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -39,12 +55,16 @@ class _Group(click.Group):
         except PlannerError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            click.echo(f"error: {_one_line(str(error))}", err=True)
+            _complain(str(error))
             ctx.exit(error.exit_code)
 
 
+def _complain(message: str) -> None:
+    click.echo(f"error: {_one_line(message)}", err=True)
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split("\n"))
+    return " ".join(text.split())
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

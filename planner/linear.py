@@ -64,7 +64,7 @@ def minimise(
     return Optimum(
         values={name: sizes[name] * float(variable.value() or 0.0) for name, variable in variables.items()},
         duals={
-            row.name: float(program.constraints[f"row{number}"].pi or 0.0) * cost / factors[number]
+            row.name: float(program.get_constraint_by_name(f"row{number}").pi or 0.0) * cost / factors[number]
             for number, row in enumerate(rows)
         },
     )

@@ -19,7 +19,7 @@ from simulator.errors import InfeasibleError, PlannerError
 from simulator.hardware import TierName
 from simulator.simulate import simulate
 
-_SIMULATED = 7
+_SIMULATED = 6
 _NEAR = 0.9  # of the best answer by the program, to be worth a simulation
 _TIE = 1e-3
 _LATENCY_TRIES = 4

@@ -32,9 +32,9 @@ _WEIGHTS = slice(1, 4)
 _CACHE = slice(4, 9)
 _ACTIVATIONS = slice(9, 12)
 #: More groups than this buy nothing that larger groups do not, and cost launches and simulation time.
-MAX_GROUPS = 128
+MAX_GROUPS = 64
 #: Matrix products over this many tokens are efficient.
-_PROMPT_TOKENS = 4096
+_PROMPT_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Outer:
         return prompt_batch(self.gpu_batch, problem.workload.prompt_len)
 
 
-def prompt_batch(gpu_batch: int, prompt_len: int, tokens: int = 2048) -> int:
+def prompt_batch(gpu_batch: int, prompt_len: int, tokens: int = _PROMPT_TOKENS) -> int:
     """Choose the smallest divisor of the group size whose prompts make at least ``tokens`` tokens.
 
     >>> prompt_batch(32, 512), prompt_batch(6, 100), prompt_batch(8, 100_000)

@@ -76,6 +76,8 @@ def fair_speeds(  # noqa: C901 - compiled, so plain loops
     Returns:
         The speed of each task, between 0 and 1. [L]
     """
+    if _all_fit(draws, limits, active):
+        return active.astype(np.float64)
     lanes = len(pace)
     speed = np.zeros(lanes)
     moving = active.copy()
@@ -97,6 +99,19 @@ def fair_speeds(  # noqa: C901 - compiled, so plain loops
         for index in range(lanes):
             if moving[index] and _is_stuck(index, pace, draws, limits, left, level):
                 moving[index] = False
+
+
+@_jit
+def _all_fit(draws: FloatArray, limits: FloatArray, active: BoolArray) -> bool:
+    """Say whether all running tasks can go at full speed, as they mostly do."""
+    for capacity in range(len(limits)):
+        drawn = 0.0
+        for index in range(len(active)):
+            if active[index]:
+                drawn += draws[index, capacity]
+        if drawn > limits[capacity]:
+            return False
+    return True
 
 
 @_jit

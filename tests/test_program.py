@@ -9,6 +9,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from planner.blocks import Solver, best_block
+from planner.choices import Options
 from planner.linear import Row, minimise
 from planner.program import MAX_GROUPS, Outer, Problem, Program, Solution, prompt_batch
 from simulator.cost import Rates
@@ -171,14 +173,14 @@ def test_an_open_block_is_as_good_as_the_best_of_all(
     step = unit(problem, outer)
     relaxed = Program(problem, outer).solve()
     assert relaxed is not None
-    blocks = range(step, min(MAX_GROUPS * gpu_batch, int(1.5 * relaxed.block) + 2 * step), step)
+    blocks = range(step, min(MAX_GROUPS * gpu_batch, int(1.5 * relaxed.block) + 2 * step) + 1, step)
     times = {block: one.seconds for block in blocks if (one := Program(problem, outer, block).solve())}
     best = min(times, key=times.__getitem__)
     assert relaxed.seconds <= times[best] * (1 + 1e-9)
     assert times[best] <= relaxed.seconds * 1.05
-    low = int(relaxed.block // step) * step
-    neighbours = [times[block] for block in (low, low + step) if block in times]
-    assert min(neighbours) <= times[best] * 1.001
+    found = best_block(Solver(problem, Options()), outer, relaxed.block)
+    assert found is not None
+    assert times[found.policy.block] <= times[best] * 1.001
 
 
 @given(cases(), st.integers(2, 12))
@@ -211,20 +213,20 @@ def free_gpu(**sets: str) -> HardwareProfile:
 
 def test_everything_fits_on_the_gpu() -> None:
     """A model that fits leaves nothing to move, and its time is that of its kernels."""
-    problem = replace(problem_of("t4-16", "opt-125m"), hardware=free_gpu())
+    problem = replace(problem_of("t4-16", "opt-125m", gen_len=1), hardware=free_gpu())
     outer, block = Outer(gpu_batch=8), 16
-    solution = Program(problem, outer, block).solve()
+    program = Program(problem, outer, block)
+    fastest = program.solve()
+    assert fastest is not None
+    solution = program.solve(traffic=fastest.seconds * (1 + 1e-9))
     assert solution is not None
-    assert solution.placement[[PLACEMENT.index(n) for n in ("weights_gpu", "activations_gpu")]] == pytest.approx(1)
-    gpu = sum(
-        phase.per_pass[0] + block * phase.per_sequence[0] for phase in Program(problem, outer, block).phases
-    )
-    cache_on_gpu = solution.placement[4]
-    if cache_on_gpu == pytest.approx(1):
-        # 2 x 85 million weights in the blocks x 543 tokens, and the head 32 times: 94.8 GFLOP a sequence,
-        # at 21 TFLOP/s no less than 4.5 ms.
-        assert solution.seconds == pytest.approx(gpu @ solution.placement / block)
-    assert 4.5e-3 < solution.seconds < 20e-3
+    there = [PLACEMENT.index(name) for name in ("weights_gpu", "cache_gpu", "activations_gpu")]
+    assert solution.placement[there] == pytest.approx(1, abs=1e-6)
+    gpu = sum(phase.per_pass[0] + block * phase.per_sequence[0] for phase in program.phases)
+    assert solution.seconds == pytest.approx(gpu @ solution.placement / block)
+    # 2 FLOP x 85 million weights in the blocks x 512 tokens, and once 38.6 million in the head: 87.1 GFLOP a
+    # sequence, which takes 4.1 ms at 21 TFLOP/s; attention over the prompt and narrow kernels add some.
+    assert 4.1e-3 < solution.seconds < 10e-3
 
 
 def test_only_the_link_matters() -> None:
@@ -252,7 +254,7 @@ def test_only_the_link_matters() -> None:
 
 def test_attention_is_shared_between_cpu_and_link() -> None:
     """Where neither the CPU nor the link alone is best, the share of CPU attention balances the two."""
-    problem = problem_of("t4-16", "opt-30b")
+    problem = problem_of("t4-16", "opt-30b", sets=("engines.cpu.attention.decode.bandwidth=6 GB/s",))
     pins = (("weights_gpu", 0.0), ("weights_cpu", 1.0), ("weights_disk", 0.0))
     pins += (("cache_gpu", 0.0), ("cache_cpu", 1.0), ("cache_disk", 0.0))
     outer, block = Outer(gpu_batch=24, pins=pins), 96
@@ -337,7 +339,7 @@ def test_prompt_batches_divide_the_group(gpu_batch: int, prompt_len: int) -> Non
     size = prompt_batch(gpu_batch, prompt_len)
     assert gpu_batch % size == 0
     smaller = [part for part in range(1, size) if gpu_batch % part == 0]
-    assert all(part * prompt_len < 4096 for part in smaller)
+    assert all(part * prompt_len < 2048 for part in smaller)
 
 
 @given(st.floats(-12, 12), st.floats(-12, 12))

@@ -126,6 +126,26 @@ def test_memory_by_hand():
     assert cache.bytes[-1] == 0  # both groups are done
 
 
+def test_a_steady_window_starts_with_what_is_in_flight():
+    """By hand, pages of one token: 4 passes a life, a cohort every 2, each of one group of 2 sequences.
+
+    The window starts and ends with a pass at positions 0 and 2. Before it, only the elder cohort has a
+    cache, of 8 + 1 tokens; after it, the two have 8 and 8 + 2. The most are 8 + 1 and 8 + 3, one pass later.
+    """
+    placed = tiny_layout(stagger=2)
+    runtime = placed.runtime.model_copy(update={"page_tokens": 1})
+    placed = replace(placed, runtime=runtime, workload=placed.workload.model_copy(update={"gen_len": 4}))
+    simulation = play(generate(placed), rates_of(placed, load_profile("t4-16")))
+    passes = simulation.schedule.window.passes
+    assert [[t for _, t in one.cohorts] for one in (passes[0], passes[-1])] == [[0, 2], [0, 2]]
+    token = 2 * 64 / 2  # two layers of 64 B, half of them on each of CPU and disk
+    caches = [use for use in from_simulation(simulation, placed).memory if use.name == "KV cache"]
+    assert [use.tier for use in caches] == ["cpu", "disk"]
+    for use in caches:
+        assert use.bytes[[0, -1]].tolist() == [2 * 9 * token, 2 * (8 + 10) * token]
+        assert use.bytes.max() == 2 * (9 + 11) * token
+
+
 def test_steps():
     """Between two steps the earlier one holds; before the first there is nothing."""
     use = MemoryUse("gpu", "cache", np.array([1.0, 2.0]), np.array([5.0, 0.0]))

@@ -15,10 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from planner.plan import Plan
 from planner.program import Outer, Problem, Program
-from simulator.hardware import load_profile
+from simulator.hardware import LANES, load_profile
+from simulator.layout import lay_out
 from simulator.model_config import load_model
 from simulator.runtime import load_runtime
+from simulator.schema import decode
+from simulator.simulate import busy_seconds, pass_edges, simulate
 from simulator.workload import Workload
 
 MACHINE, MODEL = "a100-80", "opt-175b"
@@ -31,8 +37,14 @@ CPU_ATTENTION = "engines.cpu.attention.decode.bandwidth"
 #: The factors that a model of perfect overlap on two memory levels predicts.
 PREDICTED = {(128, 512): 1.64, (32, 1024): 2.00}
 COHORTS = (1, 2, 4, 8, 16, 32, 64)
-#: Enough memory for zig-zag to hold the block that the diagonal holds in 512 GiB.
-ENOUGH = {(128, 512): "660 GiB", (32, 1024): "800 GiB"}
+#: Enough memory for zig-zag to hold the block that the diagonal holds in 512 GiB. The last workload is for
+#: contrast: long prompts, few tokens.
+ENOUGH = {(128, 512): "660 GiB", (32, 1024): "800 GiB", (512, 32): "600 GiB"}
+#: Zig-zag blocks (groups x group) to try beside the one that the planner finds.
+BY_HAND = {
+    (128, 512): ((43, 2), (29, 3), (21, 4), (14, 6), (2, 43)),
+    (32, 1024): ((26, 2), (17, 3), (13, 4), (2, 26)),
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,8 @@ CHANGES = (
         )
         for rate in (10, 20, 150)
     ),
-    Case("no CPU attention", NO_DISK, ("cpu_attention=0",)),
+    Case("all attention on the CPU", NO_DISK, ("cpu_attention=1",)),
+    Case("no attention on the CPU", NO_DISK, ("cpu_attention=0",)),
     Case("PCIe at half rate (12.5 GB/s)", (*NO_DISK, "links.h2d.pinned.bandwidth=12.5 GB/s")),
     Case("PCIe at 31 GB/s", (*NO_DISK, "links.h2d.pinned.bandwidth=31 GB/s")),
 )
@@ -193,7 +206,7 @@ def changes() -> None:
 def enough_memory() -> None:
     """Zig-zag with the diagonal's block, in a machine with the memory for it."""
     rows = []
-    for workload in WORKLOADS:
+    for workload, memory in ENOUGH.items():
         for words, extra in (("43 GB/s", ()), ("400 GB/s", (AMPLE,))):
             diagonal = run(Case("", (*NO_DISK, *extra)), workload, "diagonal")
             zigzag = run(Case("", (*NO_DISK, *extra)), workload, "zigzag")
@@ -201,7 +214,7 @@ def enough_memory() -> None:
                 continue
             policy = diagonal["policy"]
             fixed = (f"gpu_batch={policy['gpu_batch']}", f"num_groups={policy['num_groups']}")
-            larger = (*NO_DISK, f"tiers.cpu.capacity={ENOUGH[workload]}", *extra)
+            larger = (*NO_DISK, f"tiers.cpu.capacity={memory}", *extra)
             fed = run(Case("", larger, fixed), workload, "zigzag")
             rows.append(
                 (
@@ -218,8 +231,69 @@ def enough_memory() -> None:
     table((*heads, "memory effect", "all else"), rows)
 
 
+def by_hand() -> None:
+    """Zig-zag blocks pinned by hand."""
+    rows = []
+    for workload, blocks in BY_HAND.items():
+        for groups, size in blocks:
+            fixed = (f"gpu_batch={size}", f"num_groups={groups}")
+            plans = [
+                run(Case("", overrides, fixed), workload, "zigzag")
+                for overrides in (NO_DISK, (*NO_DISK, AMPLE))
+            ]
+            speeds = [speed(plan, program) for plan in plans for program in (False, True)]
+            rows.append((f"{workload[0]}, {workload[1]}", block(plans[0]), *speeds))
+    heads = ("in, out", "block", "simulated", "program", "simulated, 400 GB/s", "program, 400 GB/s")
+    table(heads, rows)
+
+
+def steps() -> None:
+    """From the prediction to the simulation, a step at a time; zig-zag with the first block by hand."""
+    rows: list[tuple[object, ...]] = []
+
+    def add(words: str, first: float, second: float) -> None:
+        rows.append((words, first, second, f"{second / first:.3f}"))
+
+    for workload, blocks in BY_HAND.items():
+        rows.append((f"{workload[0]} in, {workload[1]} out: predicted", "", "", f"{PREDICTED[workload]:.2f}"))
+        rates = [open_block(workload, cohorts, (*NO_DISK, AMPLE))[0] for cohorts in COHORTS]
+        add("program, block open, DRAM 400 GB/s", rates[0], max(rates))
+        fixed = (f"gpu_batch={blocks[0][1]}", f"num_groups={blocks[0][0]}")
+        for words, overrides in (("DRAM 400 GB/s", (*NO_DISK, AMPLE)), ("DRAM 43 GB/s", NO_DISK)):
+            zigzag = run(Case("", overrides, fixed), workload, "zigzag")
+            diagonal = run(Case("", overrides), workload, "diagonal")
+            add(f"program, whole blocks, {words}", speed(zigzag, program=True), speed(diagonal, program=True))
+            add(f"simulated, {words}", speed(zigzag), speed(diagonal))
+    table(("step", "zig-zag", "diagonal", "factor"), rows)
+
+
+def pass_times() -> None:
+    """Seconds of passes that generate, early and late, and how busy the lanes are in them."""
+    rows = []
+    for case, schedule in ((HEADLINE[0], "zigzag"), (HEADLINE[1], "zigzag"), (HEADLINE[1], "diagonal")):
+        data = run(case, WORKLOADS[0], schedule)
+        if data is None:
+            continue
+        plan = decode(Plan, data, "plan")
+        placed = lay_out(plan.model, plan.runtime, plan.workload, plan.policy)
+        _, played = simulate(placed, plan.hardware.profile, max_passes=60)
+        edges = pass_edges(played)
+        seconds, busy = np.diff(edges), busy_seconds(played, edges)
+        counted = [i for i, one in enumerate(played.schedule.window.passes) if one.weight]
+        for words, index in (("early", counted[1]), ("late", counted[-1])):
+            shares = (
+                100 * busy[LANES.index(lane), index] / seconds[index] for lane in ("h2d", "cpu", "disk_read")
+            )
+            lanes = [f"{share:.0f} %" for share in shares]
+            rows.append((f"{schedule}, {case.name.partition(', ')[2]}", words, float(seconds[index]), *lanes))
+    table(("schedule", "pass", "seconds", "h2d busy", "CPU busy", "disk reads busy"), rows)
+
+
 if __name__ == "__main__":
     fractional()
     headline()
+    by_hand()
     changes()
     enough_memory()
+    pass_times()
+    steps()
