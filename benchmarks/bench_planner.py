@@ -21,10 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from planner.choices import Options
-from planner.program import Problem
+from planner.problem import Problem
 from planner.search import search
-from simulator.hardware import load_profile
 from simulator.model_config import load_model
+from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
 from simulator.workload import Workload
 
@@ -73,7 +73,9 @@ def search_alone(hardware: str, quantize: str, repeat: int) -> tuple[float, int]
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeat", type=int, default=5, help="counted runs of each measurement")
     repeat = parser.parse_args().repeat
     described = machine()

@@ -29,11 +29,12 @@ import numpy as np
 import simpy
 
 from simulator.generate import generate
-from simulator.hardware import LANES, load_profile
+from simulator.hardware import LANES
 from simulator.kernel import event_loop, recurrence
 from simulator.layout import Placed, lay_out
 from simulator.model_config import load_model
 from simulator.policy import CpuAttention, Policy, Split
+from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
 from simulator.simulate import capacity_draws, rates_of, simulate, task_seconds
 from simulator.workload import Workload

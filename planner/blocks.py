@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from planner.choices import Options, fits_queue, unit_of
-from planner.program import Outer, Problem, Program, Solution
+from planner.problem import Outer, Problem
+from planner.program import Program, Solution
 from simulator.hardware import TIERS
 from simulator.policy import CpuAttention, Policy, Split, cohorts_in_flight
 
@@ -113,9 +114,7 @@ def best_block(solver: Solver, outer: Outer, relaxed_block: float | None) -> Can
     return candidate_of(solver.problem, outer, best, solution)
 
 
-def candidate_of(
-    problem: Problem, outer: Outer, block: int, solution: Solution, why: str = ""
-) -> Candidate:
+def candidate_of(problem: Problem, outer: Outer, block: int, solution: Solution, why: str = "") -> Candidate:
     """Write a solution for a whole block as a candidate."""
     policy = policy_of(problem, outer, block, solution)
     lp, effective = (
@@ -134,12 +133,12 @@ def _blocks(solver: Solver, outer: Outer, relaxed_block: float | None) -> list[i
         return [outer.gpu_batch]
     if relaxed_block is None:
         return []
-    prompts = solver.problem.workload.num_prompts
-    if prompts is not None and unit == outer.gpu_batch:  # zig-zag: as few blocks, none larger than it must be
-        parts = max(1, math.floor(prompts / relaxed_block))
-        return sorted({math.ceil(math.ceil(prompts / count) / unit) * unit for count in (parts, parts + 1)})
     low = max(1, math.floor(relaxed_block / unit + 1e-9)) * unit
     blocks = {low} if abs(low - relaxed_block) < 1e-6 * low else {low, low + unit}
+    prompts = solver.problem.workload.num_prompts
+    if prompts is not None and unit == outer.gpu_batch:  # zig-zag: no larger than so many blocks must be
+        counts = [math.ceil(prompts / block) for block in blocks]
+        blocks = {math.ceil(prompts / count / unit) * unit for count in counts}
     blocks = {block for block in blocks if fits_queue(solver.problem, outer, block)} or {unit}
     return sorted(blocks)
 
@@ -203,7 +202,9 @@ def policy_of(problem: Problem, outer: Outer, block: int, solution: Solution) ->
 
     def split(name: str, *found: float) -> Split:
         pinned = [pins.get(f"{name}_{tier}") for tier in TIERS]
-        return normal_split(*(value if value is not None else share for value, share in zip(pinned, found, strict=True)))
+        return normal_split(
+            *(value if value is not None else share for value, share in zip(pinned, found, strict=True))
+        )
 
     def on_cpu(cpu: float, gpu: float) -> float:
         return pins.get("cpu_attention", cpu / (cpu + gpu) if cpu else 0.0)

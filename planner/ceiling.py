@@ -16,7 +16,7 @@ import numpy as np
 
 from planner.bounds import kv_bytes_read, sweep_rate_range
 from planner.linear import Row, minimise
-from planner.program import Problem
+from planner.problem import Problem
 from simulator.cost import Rates
 from simulator.operations import OP, OPERATIONS, CellKind, Shape, layer_weight_bytes, total_weight_bytes
 

@@ -13,7 +13,8 @@ from planner.ceiling import ceiling
 from planner.choices import Options, allowed_shapes
 from planner.evaluate import Evaluated
 from planner.plan import Bounds
-from planner.program import Problem, Program
+from planner.problem import Problem
+from planner.program import Program
 from planner.search import SearchResult
 from simulator.operations import OP
 from simulator.policy import CACHE_ON_CPU_ENGINE

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from planner.pins import Pins
-from planner.program import Outer, Problem
+from planner.problem import Outer, Problem
 from simulator.errors import InputError
 from simulator.operations import Shape
 from simulator.policy import Bits, ScheduleName, cohorts_in_flight
@@ -98,7 +98,9 @@ def group_sizes(problem: Problem, options: Options, root: Outer) -> tuple[int, .
     if parts is None and fixed is None:  # groups that divide a short queue evenly
         even = (math.ceil(prompts / count / cohorts) for count in range(1, 5))
         sizes = tuple(sorted({*sizes, *(size for size in even if size <= sizes[-1])}))
-    fitting = tuple(size for size in sizes if fits_queue(problem, replace(root, gpu_batch=size), size * cohorts))
+    fitting = tuple(
+        size for size in sizes if fits_queue(problem, replace(root, gpu_batch=size), size * cohorts)
+    )
     spread = options.schedule == "diagonal" or pins.get("stagger") is not None
     return fitting or (sizes[:1] if spread or cohorts == 1 else ())
 
@@ -138,9 +140,7 @@ def _staggers(problem: Problem, options: Options) -> list[int | None]:
     return staggers
 
 
-def _fixed_stagger(
-    problem: Problem, fixed: int, groups: int | None, wanted: set[ScheduleName]
-) -> int | None:
+def _fixed_stagger(problem: Problem, fixed: int, groups: int | None, wanted: set[ScheduleName]) -> int | None:
     cohorts = cohorts_in_flight(fixed, problem.workload.gen_len)
     if cohorts > 1 and "diagonal" not in wanted:
         raise InputError(f"--fix stagger={fixed}: a diagonal schedule, which is not among those allowed here")

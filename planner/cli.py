@@ -9,24 +9,21 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from planner.choices import Options
+from planner.listings import FORMATS, console, hardware, models, runtimes
 from planner.make_plan import Request, make_plan
 from planner.pins import parse_pins
 from planner.plan import Plan, read_plan
-from planner.program import Problem
+from planner.problem import Problem
 from planner.report import print_plan
 from simulator.errors import InputError, PlannerError
-from simulator.hardware import TIERS, load_profile, shipped_profiles
-from simulator.model import ModelSpec
-from simulator.model_config import catalogue_names, load_model
-from simulator.runtime import load_runtime, runtime_names
+from simulator.model_config import load_model
+from simulator.profiles import load_profile
+from simulator.runtime import load_runtime
 from simulator.schema import decode
-from simulator.units import DURATION, GIB
+from simulator.units import DURATION
 from simulator.workload import Workload
-
-_FORMATS = click.Choice(["text", "json"])
 
 
 class _Group(click.Group):
@@ -67,7 +64,11 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Group,
+    commands=[hardware, models, runtimes],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="offload-planner", prog_name="planner")
 def cli(debug: bool) -> None:
@@ -75,10 +76,16 @@ def cli(debug: bool) -> None:
 
 
 @cli.command()
-@click.option("--hw", "hardware", required=True, metavar="NAME|PATH", help="Machine: a shipped profile or a file.")
-@click.option("--model", required=True, metavar="NAME|PATH", help="Model: from the catalogue, or a config.json.")
+@click.option(
+    "--hw", "hardware", required=True, metavar="NAME|PATH", help="Machine: a shipped profile or a file."
+)
+@click.option(
+    "--model", required=True, metavar="NAME|PATH", help="Model: from the catalogue, or a config.json."
+)
 @click.option("--prompt-len", default="512", show_default=True, metavar="TOKENS", help="Tokens of a prompt.")
-@click.option("--gen-len", default="32", show_default=True, metavar="TOKENS", help="Tokens generated from each.")
+@click.option(
+    "--gen-len", default="32", show_default=True, metavar="TOKENS", help="Tokens generated from each."
+)
 @click.option("--num-prompts", metavar="COUNT", help="How many prompts wait  [default: a long queue]")
 @click.option("--max-latency", metavar="TIME", help='Limit from admission to last token, such as "600 s".')
 @click.option(
@@ -95,11 +102,17 @@ def cli(debug: bool) -> None:
     show_default=True,
     help="How the work may be traversed.",
 )
-@click.option("--runtime", default="reference", show_default=True, metavar="NAME", help="Engine that runs the plan.")
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a figure of the machine.")
+@click.option(
+    "--runtime", default="reference", show_default=True, metavar="NAME", help="Engine that runs the plan."
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a figure of the machine."
+)
 @click.option("--fix", "fixed", multiple=True, metavar="NAME=VALUE", help="Pin a policy variable.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this file (JSON).")
-@click.option("--format", "output", type=_FORMATS, default="text", show_default=True, help="What to print.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this file (JSON)."
+)
+@click.option("--format", "output", type=FORMATS, default="text", show_default=True, help="What to print.")
 def plan(  # noqa: PLR0913 - one parameter per option
     hardware: str,
     model: str,
@@ -115,7 +128,7 @@ def plan(  # noqa: PLR0913 - one parameter per option
     out: Path | None,
     output: str,
 ) -> None:
-    """Find the best way to run a model on a machine, and say what to expect.
+    r"""Find the best way to run a model on a machine, and say what to expect.
 
     \b
     planner plan --hw a100-80 --model opt-175b
@@ -142,11 +155,17 @@ def plan(  # noqa: PLR0913 - one parameter per option
 
 @cli.command()
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="Write a Chrome/Perfetto trace here.")
-@click.option("--passes", type=click.IntRange(min=1), metavar="COUNT", help="Play a sample of passes  [default: all]")
+@click.option(
+    "--trace", type=click.Path(path_type=Path, dir_okay=False), help="Write a Chrome/Perfetto trace here."
+)
+@click.option(
+    "--passes", type=click.IntRange(min=1), metavar="COUNT", help="Play a sample of passes  [default: all]"
+)
 @click.option("--hw", "hardware", metavar="NAME|PATH", help="Play it on another machine than the plan's.")
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a figure of the machine.")
-@click.option("--format", "output", type=_FORMATS, default="text", show_default=True, help="What to print.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a figure of the machine."
+)
+@click.option("--format", "output", type=FORMATS, default="text", show_default=True, help="What to print.")
 def simulate(
     plan_file: Path,
     trace: Path | None,
@@ -155,7 +174,7 @@ def simulate(
     overrides: tuple[str, ...],
     output: str,
 ) -> None:
-    """Play a plan task by task, and write its timeline.
+    r"""Play a plan task by task, and write its timeline.
 
     \b
     planner simulate plan.json --trace out.json
@@ -166,62 +185,6 @@ def simulate(
     with console.status("simulating"):
         outcome = replay(read_plan(plan_file), hardware, overrides, passes, trace)
     click.echo(outcome.to_json() if output == "json" else outcome.text(), nl=False)
-
-
-@cli.command()
-@click.option("--format", "output", type=_FORMATS, default="text", show_default=True, help="What to print.")
-def hardware(output: str) -> None:
-    """List the machines that come with the planner."""
-    profiles = [load_profile(name) for name in shipped_profiles()]
-    if output == "json":
-        _echo_json({profile.name: profile.model_dump(mode="json", exclude_none=True) for profile in profiles})
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("name", "GPU memory", "DRAM", "disk", "USD/h", "GPU", "CPU"):
-        table.add_column(name, justify="left" if name in ("name", "GPU", "CPU") else "right", no_wrap=name not in ("GPU", "CPU"))
-    for profile in profiles:
-        rent = f"{profile.cost.rent:.2f}" if profile.cost and profile.cost.rent else "-"
-        sizes = [f"{profile.tiers[tier].capacity / GIB:,.0f} GiB" for tier in TIERS]
-        engines = [profile.engines[engine].name for engine in ("gpu", "cpu")]
-        table.add_row(profile.name, *sizes, rent, *engines)
-    _console().print(table)
-
-
-@cli.command()
-@click.option("--format", "output", type=_FORMATS, default="text", show_default=True, help="What to print.")
-def models(output: str) -> None:
-    """List the models of the catalogue."""
-    specs = sorted((load_model(name) for name in catalogue_names()), key=_family_and_size)
-    if output == "json":
-        _echo_json({spec.name: {"parameters": spec.num_parameters} for spec in specs})
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("name", "parameters", "16-bit weights", "layers", "KV per token"):
-        table.add_column(name, justify="left" if name == "name" else "right")
-    for spec in specs:
-        size = spec.weight_bytes([*spec.embed_weights(), *spec.head_weights()])
-        size += spec.num_layers * spec.weight_bytes(spec.layer_weights())
-        table.add_row(
-            spec.name,
-            f"{spec.num_parameters:,}",
-            f"{size / GIB:.4g} GiB",
-            str(spec.num_layers),
-            f"{spec.num_layers * spec.kv_bytes_per_token / 1024:.4g} KiB",
-        )
-    _console().print(table)
-
-
-def _family_and_size(spec: ModelSpec) -> tuple[str, int]:
-    return spec.name.split("-")[0], spec.num_parameters
-
-
-@cli.command()
-def runtimes() -> None:
-    """List the engines that a plan can be made for."""
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name in runtime_names():
-        table.add_row(name, load_runtime(name).description)
-    _console().print(table)
 
 
 def _workload(prompt_len: str, gen_len: str, num_prompts: str | None) -> Workload:
@@ -254,18 +217,7 @@ def _show(result: Plan, output: str) -> None:
     if output == "json":
         click.echo(result.to_json(), nl=False)
     else:
-        print_plan(result, _console())
-
-
-def _console() -> Console:
-    """Print to the terminal's width, or to a fixed one where the output goes to a file or a program."""
-    return Console(width=None if sys.stdout.isatty() else 110)
-
-
-def _echo_json(data: object) -> None:
-    import json  # noqa: PLC0415
-
-    click.echo(json.dumps(data, indent=2))
+        print_plan(result, console())
 
 
 def _write(path: Path, text: str) -> None:
@@ -277,7 +229,9 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--out {path}: cannot be written ({(error.strerror or 'unknown').lower()})") from None
+        raise InputError(
+            f"--out {path}: cannot be written ({(error.strerror or 'unknown').lower()})"
+        ) from None
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from planner.blocks import Candidate, normal_split
-from planner.program import Problem, memory_limit
+from planner.problem import Problem
+from planner.program import memory_limit
 from simulator.hardware import TIERS, TierName
 from simulator.layout import Placed, lay_out, shape_of
 from simulator.operations import total_weight_bytes
@@ -100,4 +101,3 @@ def evaluate(
     passes = passes_within(problem.model.num_layers, problem.workload.gen_len, placed.policy, tasks)
     prediction, simulation = simulate(placed, problem.hardware, passes)
     return Evaluated(candidate, placed, prediction, simulation, candidate)
-

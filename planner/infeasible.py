@@ -9,7 +9,8 @@ from planner.blocks import Candidate
 from planner.choices import Options, roots, smallest_block
 from planner.evaluate import overfull
 from planner.linear import Row, minimise
-from planner.program import Outer, Problem, Program
+from planner.problem import Outer, Problem
+from planner.program import Program
 from simulator.hardware import TIERS, TierName
 from simulator.layout import lay_out
 from simulator.units import GB, GIB
@@ -61,7 +62,10 @@ def explain_rounding(problem: Problem, candidates: Sequence[Candidate]) -> str:
         for tier, excess in overfull(problem, placed).items():
             if best is None or excess < best[0]:
                 changes = f"{tier} memory is short by {excess / GIB:.3g} GiB once whole tensors are laid out"
-                best = excess, f"{changes}; it would fit with {excess * _MARGIN / GIB:.3g} GiB more, or fewer --fix"
+                best = (
+                    excess,
+                    f"{changes}; it would fit with {excess * _MARGIN / GIB:.3g} GiB more, or fewer --fix",
+                )
     assert best is not None
     return f"{problem.model.name} on {problem.hardware.name} does not fit: {best[1]}"
 
@@ -104,7 +108,9 @@ def shortfall(program: Program, tiers: tuple[TierName, ...]) -> dict[TierName, f
     for row in program.rows:
         tier = row.name.partition(" memory")[0]
         more = {f"extra_{tier}": -1.0 / program.block} if f"{tier} memory" in row.name else {}
-        more = {name: value for name, value in more.items() if name in extra}  # in GB, over the block, as the row
+        more = {
+            name: value for name, value in more.items() if name in extra
+        }  # in GB, over the block, as the row
         rows.append(Row(row.name, row.terms | more, row.constant, row.equal))
     found = minimise(dict.fromkeys(extra, 1.0), rows, program.sizes | dict.fromkeys(extra, 1.0))
     return {tier: GB * found.values[name] for name, tier in extra.items()} if found is not None else None

@@ -55,9 +55,7 @@ def minimise(
         sense = pulp.LpConstraintEQ if row.equal else pulp.LpConstraintLE
         program.addConstraint(pulp.LpConstraint(terms, sense, f"row{number}", row.constant / factor))
     costs, cost = _scaled(objective, sizes)
-    program.setObjective(
-        pulp.LpAffineExpression([(variables[name], value) for name, value in costs.items()])
-    )
+    program.setObjective(pulp.LpAffineExpression([(variables[name], value) for name, value in costs.items()]))
     status = program.solve(pulp.HiGHS(msg=False, threads=1))
     if pulp.LpStatus[status] != "Optimal":
         return None

@@ -13,7 +13,8 @@ from planner.evaluate import FINAL_TASKS, Evaluated, evaluate, passes_within
 from planner.infeasible import explain, explain_rounding
 from planner.plan import Alternative, Machine, Plan, SearchStatistics, TierMemory
 from planner.prices import limits, prices
-from planner.program import Problem, Program, memory_limit
+from planner.problem import Problem
+from planner.program import Program, memory_limit
 from planner.search import SearchResult, preference, search
 from simulator.errors import InfeasibleError, PlannerError
 from simulator.hardware import TierName

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.program import Outer, Problem, Program, Solution
+from planner.problem import Outer, Problem
+from planner.program import Program, Solution
 from simulator.hardware import HardwareProfile
 from simulator.schema import Record
 from simulator.units import GB, GIB, TFLOP
@@ -70,7 +71,8 @@ def figures(problem: Problem, outer: Outer) -> list[Figure]:
     dtype = hardware.engines["gpu"].compute_dtype(problem.model.dtype)
     gpu = ("engines", "gpu")
     found = [
-        Figure(f"{tier} memory", "GiB", GIB, (("tiers", tier, "capacity"),)) for tier in ("gpu", "cpu", "disk")
+        Figure(f"{tier} memory", "GiB", GIB, (("tiers", tier, "capacity"),))
+        for tier in ("gpu", "cpu", "disk")
     ]
     if outer.pinned and hardware.tiers["cpu"].pinnable is not None:
         found[1] = Figure("cpu memory (pinned)", "GiB", GIB, (("tiers", "cpu", "pinnable"),))
@@ -143,4 +145,3 @@ def limits(solution: Solution) -> dict[str, dict[str, float]]:
 def _normalised(found: dict[str, float]) -> dict[str, float]:
     total = sum(found.values())
     return {name: value / total for name, value in sorted(found.items(), key=lambda item: -item[1])}
-

@@ -17,73 +17,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.linear import Optimum, Row, minimise
+from planner.problem import PROMPT_TOKENS, Outer, Problem
 from simulator.cost import Rates
 from simulator.demand import period_demand, resource_limits
 from simulator.hardware import LANES, TIERS, HardwareProfile
 from simulator.memory import Batch, MemoryItem, lookahead, memory_items
-from simulator.model import ModelSpec
-from simulator.operations import Shape
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
-from simulator.runtime import Runtime
 from simulator.units import GB
-from simulator.workload import Workload
 
 _WEIGHTS = slice(1, 4)
 _CACHE = slice(4, 9)
 _ACTIVATIONS = slice(9, 12)
 #: More groups than this buy nothing that larger groups do not, and cost launches and simulation time.
 MAX_GROUPS = 64
-#: Matrix products over this many tokens are efficient.
-_PROMPT_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is given: machine, model, workload, engine, and the limits that a plan must keep."""
-
-    hardware: HardwareProfile
-    model: ModelSpec
-    workload: Workload
-    runtime: Runtime
-    max_latency: float | None = None
-
-
-@dataclass(frozen=True)
-class Outer:
-    """Choices outside the program. A range of group sizes makes the program a relaxation over all of them.
-
-    ``pins`` fix placement variables by name, or the share of attention on the CPU (``cpu_attention``).
-    """
-
-    gpu_batch: int
-    stagger: int | None = None
-    shape: Shape = Shape()
-    pinned: bool = True
-    prefetch: int = 1
-    prompt_batch: int | None = None
-    smallest_batch: int | None = None
-    pins: tuple[tuple[str, float], ...] = ()
-
-    def prompts_together(self, problem: Problem) -> int:
-        """Give the sub-batch of the prompt pass: as pinned, or the smallest that keeps kernels efficient.
-
-        Of a range of group sizes, give the most efficient sub-batch that any of them may take.
-        """
-        if self.prompt_batch or not problem.runtime.splits_prompts:
-            return self.prompt_batch or self.gpu_batch
-        if self.smallest_batch not in (None, self.gpu_batch):
-            return self.gpu_batch
-        return prompt_batch(self.gpu_batch, problem.workload.prompt_len)
-
-
-def prompt_batch(gpu_batch: int, prompt_len: int, tokens: int = _PROMPT_TOKENS) -> int:
-    """Choose the smallest divisor of the group size whose prompts make at least ``tokens`` tokens.
-
-    >>> prompt_batch(32, 512), prompt_batch(6, 100), prompt_batch(8, 100_000)
-    (4, 6, 1)
-    """
-    divisors = [size for size in range(1, gpu_batch + 1) if gpu_batch % size == 0]
-    return next((size for size in divisors if size * prompt_len >= tokens), gpu_batch)
 
 
 @dataclass(frozen=True)
@@ -159,7 +105,13 @@ class Program:
         return {name: value for name, value in terms.items() if value}, float(per_sequence[0])
 
     def add(
-        self, name: str, terms: dict[str, float], constant: float = 0.0, *, equal: bool = False, scale: float = 1.0
+        self,
+        name: str,
+        terms: dict[str, float],
+        constant: float = 0.0,
+        *,
+        equal: bool = False,
+        scale: float = 1.0,
     ) -> None:
         """Add a row ``scale * terms <= scale * constant``."""
         scaled = {variable: value * scale for variable, value in terms.items()}
@@ -263,9 +215,7 @@ def define_demand(program: Program) -> None:
             admission.per_pass[index] + others.per_pass[index],
             admission.per_sequence[index] + others.per_sequence[index],
         )
-        program.add(
-            f"{name}, period", terms | {"admission": -most, "others": -most}, -constant, scale=scale
-        )
+        program.add(f"{name}, period", terms | {"admission": -most, "others": -most}, -constant, scale=scale)
 
 
 def define_turns(program: Program) -> None:
@@ -286,7 +236,7 @@ def define_memory(program: Program) -> None:
     smallest = outer.smallest_batch or outer.gpu_batch
     prompts = min(smallest, outer.prompts_together(problem))
     if not outer.prompt_batch and problem.runtime.splits_prompts and smallest < outer.gpu_batch:
-        prompts = min(prompts, math.ceil(_PROMPT_TOKENS / problem.workload.prompt_len))
+        prompts = min(prompts, math.ceil(PROMPT_TOKENS / problem.workload.prompt_len))
     batch = Batch(smallest, prompts, outer.prefetch, outer.stagger)
     # An open block may have one group only, which needs no buffers for running ahead.
     ahead = lookahead(problem.runtime, program.block // outer.gpu_batch) if program.block else 0

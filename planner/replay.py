@@ -9,8 +9,9 @@ from pathlib import Path
 from planner.evaluate import passes_within
 from planner.plan import Plan
 from simulator.errors import InputError
-from simulator.hardware import HardwareProfile, load_profile, override_profile
+from simulator.hardware import HardwareProfile
 from simulator.layout import Placed, lay_out
+from simulator.profiles import load_profile, override_profile
 from simulator.simulate import Prediction, Simulation, simulate
 from simulator.trace import Trace, from_simulation, write_trace
 from simulator.units import GIB
@@ -86,7 +87,9 @@ def replay(
     profile = override_profile(profile, overrides)
     placed = lay_out(plan.model, plan.runtime, plan.workload, plan.policy)
     if placed.layout != plan.layout:
-        raise InputError("plan.layout: not the layout of plan.policy; make the plan again instead of editing it")
+        raise InputError(
+            "plan.layout: not the layout of plan.policy; make the plan again instead of editing it"
+        )
     limit = passes if passes is not None else _limit(placed)
     prediction, simulation = simulate(placed, profile, limit)
     trace = from_simulation(simulation, placed, _metadata(plan, profile))
@@ -128,4 +131,6 @@ def _write(trace: Trace, path: Path) -> None:
     try:
         write_trace(trace, path)
     except OSError as error:
-        raise InputError(f"--trace {path}: cannot be written ({(error.strerror or 'unknown').lower()})") from None
+        raise InputError(
+            f"--trace {path}: cannot be written ({(error.strerror or 'unknown').lower()})"
+        ) from None

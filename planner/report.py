@@ -93,9 +93,14 @@ def _policy(plan: Plan) -> Table:
     policy = plan.policy
     table = _grid("left", "left")
     table.add_row("schedule", _schedule_words(plan))
-    together = f", prompts {policy.prompts_together} at a time" if policy.prompts_together != policy.gpu_batch else ""
+    together = (
+        f", prompts {policy.prompts_together} at a time"
+        if policy.prompts_together != policy.gpu_batch
+        else ""
+    )
     table.add_row(
-        "block", f"{_count(policy.block, 'sequence')}: {_count(policy.num_groups, 'group')} of {policy.gpu_batch}{together}"
+        "block",
+        f"{_count(policy.block, 'sequence')}: {_count(policy.num_groups, 'group')} of {policy.gpu_batch}{together}",
     )
     table.add_row("weights", f"{_where(plan.policy.weights)}{_bits(policy.weight_bits)}")
     table.add_row("KV cache", f"{_where(policy.cache)}{_bits(policy.cache_bits)}")
@@ -120,9 +125,7 @@ def _schedule_words(plan: Plan) -> str:
 
 def _where(split: object) -> str:
     words = {"gpu": "GPU", "cpu": "CPU", "disk": "disk"}
-    parts = [
-        f"{100 * share:.3g} % {words[tier]}" for tier in TIERS if (share := getattr(split, tier)) > 5e-5
-    ]
+    parts = [f"{100 * share:.3g} % {words[tier]}" for tier in TIERS if (share := getattr(split, tier)) > 5e-5]
     return ", ".join(parts)
 
 
@@ -145,7 +148,9 @@ def _expectations(plan: Plan) -> Table:
     table = _grid("left", "right", "left")
     table.add_row("throughput", f"{seen.throughput_tok_s:.4g} tok/s", "simulated, transfer by transfer")
     gap = 100 * (bounds.lp_tok_s / seen.throughput_tok_s - 1)
-    table.add_row("program's answer", f"{bounds.lp_tok_s:.4g} tok/s", f"this block, perfect overlap: {gap:.1f} % above")
+    table.add_row(
+        "program's answer", f"{bounds.lp_tok_s:.4g} tok/s", f"this block, perfect overlap: {gap:.1f} % above"
+    )
     gap = 100 * (bounds.ceiling_tok_s / seen.throughput_tok_s - 1)
     table.add_row(
         "certified ceiling",
@@ -233,7 +238,9 @@ def _alternatives(plan: Plan) -> RenderableType:
         table.add_column(name, justify="right" if name == "tok/s" else "left", no_wrap=name != "why not")
     for other in plan.alternatives[:6]:
         policy = other.policy
-        speed = f"{other.simulated_tok_s:.4g}" if other.simulated_tok_s is not None else f"<{other.lp_tok_s:.4g}"
+        speed = (
+            f"{other.simulated_tok_s:.4g}" if other.simulated_tok_s is not None else f"<{other.lp_tok_s:.4g}"
+        )
         stagger = f" /{policy.stagger}" if other.schedule == "diagonal" else ""
         table.add_row(
             f"{other.schedule}{stagger}",
@@ -248,5 +255,7 @@ def _alternatives(plan: Plan) -> RenderableType:
 def _footer(plan: Plan) -> Text:
     kinds = ", ".join(plan.hardware.rests_on)
     note = f"The machine's figures are: {kinds}. " if kinds else ""
-    found = f"Found with {plan.search.linear_programs} linear programs and {plan.search.simulated} simulations."
+    found = (
+        f"Found with {plan.search.linear_programs} linear programs and {plan.search.simulated} simulations."
+    )
     return Text(note + found, style="dim")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from planner.blocks import Candidate, Solver, best_block, best_queue_factor, small_block
 from planner.choices import GROUP_SIZES, Options, group_sizes, roots, unit_of
-from planner.program import Outer, Problem
+from planner.problem import Outer, Problem
 
 #: A node is pursued only if its relaxation beats its family's best by more than this; by more, far behind.
 TOLERANCE = 0.005
@@ -140,6 +140,4 @@ def _beside(solver: Solver, found: dict[Outer, Candidate]) -> list[Candidate]:
 
 def _neighbours(size: int, factors: tuple[float, ...]) -> list[int]:
     """List the group sizes nearest to multiples of one."""
-    return [
-        min(GROUP_SIZES, key=lambda other: abs(math.log(other / (size * factor)))) for factor in factors
-    ]
+    return [min(GROUP_SIZES, key=lambda other: abs(math.log(other / (size * factor)))) for factor in factors]

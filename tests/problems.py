@@ -11,14 +11,16 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from planner.program import Outer, Problem, memory_limit
+from planner.problem import Outer, Problem
+from planner.program import memory_limit
 from simulator.cost import Rates
 from simulator.demand import period_demand, resource_limits
-from simulator.hardware import LANES, TIERS, HardwareProfile, load_profile
+from simulator.hardware import LANES, TIERS, HardwareProfile
 from simulator.memory import Batch, lookahead, memory_items
 from simulator.model_config import load_model
 from simulator.operations import Shape, total_weight_bytes
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
+from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
 from simulator.workload import Workload
 from tests.strategies import machines, models, runtimes, workloads
@@ -28,15 +30,15 @@ def problem_of(
     hardware: str, model: str, *, runtime: str = "reference", sets: tuple[str, ...] = (), **work: int
 ) -> Problem:
     """Ask about a shipped machine and a model of the catalogue."""
-    return Problem(
-        load_profile(hardware, sets), load_model(model), Workload(**work), load_runtime(runtime)
-    )
+    return Problem(load_profile(hardware, sets), load_model(model), Workload(**work), load_runtime(runtime))
 
 
 def with_memory(hardware: HardwareProfile, **sizes: float) -> HardwareProfile:
     """Give a machine with other usable sizes of its tiers. [B]"""
     tiers = {
-        name: tier.model_copy(update={"capacity": sizes.get(name, tier.capacity), "reserve": 0.0, "pinnable": None})
+        name: tier.model_copy(
+            update={"capacity": sizes.get(name, tier.capacity), "reserve": 0.0, "pinnable": None}
+        )
         for name, tier in hardware.tiers.items()
     }
     return hardware.model_copy(update={"tiers": tiers})

@@ -10,11 +10,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from simulator.hardware import HardwareProfile, load_profile
+from simulator.hardware import HardwareProfile
 from simulator.layout import Placed, lay_out
 from simulator.model import ModelSpec
 from simulator.model_config import parse_config
 from simulator.policy import CpuAttention, Policy, Split, cohorts_in_flight
+from simulator.profiles import load_profile
 from simulator.runtime import Runtime, load_runtime
 from simulator.schema import decode
 from simulator.workload import Workload

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from simulator import hardware
 from simulator.errors import InputError
-from simulator.hardware import HardwareProfile, Roofline, load_profile, shipped_profiles
+from simulator.hardware import HardwareProfile, Roofline
+from simulator.profiles import load_profile, shipped_profiles
 from simulator.schema import decode, parse_yaml, read_json, read_yaml
 from simulator.units import BYTE_RATE, BYTES, DURATION, FLOP_RATE
 

@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from planner.prices import Figure, figures, limits, prices
-from planner.program import Outer, Problem, Program, Solution
+from planner.problem import Outer, Problem
+from planner.program import Program, Solution
 from simulator.units import GIB
 from tests.problems import cases, problem_of
 
@@ -43,9 +44,7 @@ def slopes(problem: Problem, outer: Outer, figure: Figure, share: float) -> tupl
 def check(problem: Problem, outer: Outer, solution: Solution, share: float, rel: float) -> int:
     """Compare all prices with differences where the optimum is smooth; count those compared that matter."""
     compared = 0
-    for figure, price in zip(
-        figures(problem, outer), prices(problem, outer, solution), strict=True
-    ):
+    for figure, price in zip(figures(problem, outer), prices(problem, outer, solution), strict=True):
         assert price.resource == figure.name
         found = slopes(problem, outer, figure, share)
         if found is None:

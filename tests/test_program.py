@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from planner.blocks import Solver, best_block
 from planner.choices import Options
 from planner.linear import Row, minimise
-from planner.program import MAX_GROUPS, Outer, Problem, Program, Solution, prompt_batch
+from planner.problem import Outer, Problem, prompt_batch
+from planner.program import MAX_GROUPS, Program, Solution
 from simulator.cost import Rates
 from simulator.hardware import HardwareProfile
 from simulator.policy import PLACEMENT
@@ -88,9 +89,7 @@ def test_a_fine_grid_comes_near() -> None:
     assert solution is not None
     steps = np.arange(25) / 24
     weights = [(a, b, 1 - a - b) for a in steps for b in steps if a + b <= 1 + 1e-9]
-    rows = [
-        [1, *split, 0, share, 1 - share, 0, 0, 1, 0, 0] for split in weights for share in steps
-    ]
+    rows = [[1, *split, 0, share, 1 - share, 0, 0, 1, 0, 0] for split in weights for share in steps]
     fine = np.array(rows)
     fits = memory_used(problem, outer, block, fine).max(axis=1) <= 1
     best = seconds_per_sequence(problem, outer, block, fine[fits]).min()

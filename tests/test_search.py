@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.blocks import Solver, best_block, candidate_of, queue_factor, real_share
 from planner.choices import GROUP_SIZES, Options, fits_queue, group_sizes, roots, unit_of
 from planner.pins import parse_pins
-from planner.program import MAX_GROUPS, Problem, Program
+from planner.problem import Problem
+from planner.program import MAX_GROUPS, Program
 from planner.search import TOLERANCE, SearchResult, search
 from simulator.errors import InputError
 from simulator.policy import Policy
 from simulator.workload import Workload
 from tests.problems import problem_of, problems, with_memory
 
-SMALL_SIZES = (1, 2, 3, 4, 6, 8)
+SEARCHES = 15  # of drawn problems per test: each takes some dozens of programs
 
 
 def small_machine(problem: Problem) -> Problem:
@@ -26,7 +27,7 @@ def small_machine(problem: Problem) -> Problem:
     model, workload = problem.model, problem.workload
     weights = 2.0 * model.num_parameters
     one = model.num_layers * workload.context_len * model.kv_bytes_per_token
-    hardware = with_memory(problem.hardware, gpu=0.6 * weights + 4 * one, cpu=0.7 * weights, disk=8 * one)
+    hardware = with_memory(problem.hardware, gpu=0.6 * weights + 4 * one, cpu=0.5 * weights, disk=2 * one)
     return replace(problem, hardware=hardware)
 
 
@@ -65,6 +66,7 @@ def test_no_worse_than_brute_force(schedule: str, num_prompts: int | None) -> No
     assert found >= best * (1 - TOLERANCE - 0.03)
 
 
+@settings(max_examples=SEARCHES)
 @given(problems(), st.sampled_from([1, 2, 4]))
 def test_no_group_size_of_its_own_is_better(problem: Problem, size: int) -> None:
     """No group size of the list, solved on its own, beats the search by more than its tolerance."""
@@ -80,6 +82,7 @@ def test_no_group_size_of_its_own_is_better(problem: Problem, size: int) -> None
             assert candidate.lp_tok_s <= result.bound_tok_s * (1 + 1e-6)
 
 
+@settings(max_examples=SEARCHES)
 @given(problems(), st.sampled_from(["none", "auto"]))
 def test_two_searches_are_equal(problem: Problem, quantize: str) -> None:
     """The same question has the same candidates in the same order."""
@@ -164,7 +167,9 @@ def test_pins_are_kept(text: str) -> None:
 def test_everything_pinned_leaves_one_policy() -> None:
     """With every variable fixed, the one candidate is the policy that was asked for."""
     texts = ("gpu_batch=48", "num_groups=3", "weights=20/80/0", "cache=0/100/0", "activations=0/100/0")
-    options = Options(schedule="zigzag", pins=parse_pins((*texts, "cpu_attention=1", "pinned=true", "prefetch=1")))
+    options = Options(
+        schedule="zigzag", pins=parse_pins((*texts, "cpu_attention=1", "pinned=true", "prefetch=1"))
+    )
     result = search(problem_of("t4-16", "opt-30b"), options)
     (only,) = result.candidates
     assert (only.policy.gpu_batch, only.policy.num_groups, only.policy.stagger) == (48, 3, None)
@@ -188,6 +193,7 @@ def test_contradictions_are_refused(texts: tuple[str, ...], schedule: str, runti
         search(problem_of("t4-16", "opt-30b", runtime=runtime), options)
 
 
+@settings(max_examples=SEARCHES)
 @given(problems(finite=True))
 def test_blocks_are_no_larger_than_the_queue_needs(problem: Problem) -> None:
     """Only prompts count as throughput, and at most the last group of a block has places without one."""
@@ -205,6 +211,7 @@ def test_blocks_are_no_larger_than_the_queue_needs(problem: Problem) -> None:
             assert candidate.effective_tok_s == pytest.approx(prompts * problem.workload.gen_len / lives)
 
 
+@settings(max_examples=SEARCHES)
 @given(st.integers(1, 500), st.integers(1, 64), st.integers(1, 20), st.integers(1, 64))
 def test_the_share_of_real_prompts(prompts: int, size: int, groups: int, gen_len: int) -> None:
     """A queue fills whole blocks but for the last: the share is prompts over places."""
@@ -228,6 +235,7 @@ def test_short_queues_are_divided_evenly() -> None:
     assert best.policy.block in (37, 38, 19, 39)
 
 
+@settings(max_examples=SEARCHES)
 @given(problems(), st.integers(1, 64))
 def test_a_long_queue_is_like_one_without_end(problem: Problem, factor: int) -> None:
     """A queue of many thousand prompts makes the program's answer what it is for one that never ends."""

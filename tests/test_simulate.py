@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from simulator.errors import PlannerError
 from simulator.generate import generate
-from simulator.hardware import LANES, load_profile
+from simulator.hardware import LANES
 from simulator.kernel import recurrence
 from simulator.layout import lay_out
 from simulator.model_config import load_model
 from simulator.operations import OP
 from simulator.policy import CpuAttention, Policy, Split
+from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
 from simulator.simulate import (
     capacity_draws,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from simulator.errors import InputError
 from simulator.generate import generate
-from simulator.hardware import LANES, load_profile
+from simulator.hardware import LANES
+from simulator.profiles import load_profile
 from simulator.simulate import Simulation, play, rates_of
 from simulator.trace import Trace, from_simulation, read_trace, to_chrome, write_trace
 from simulator.trace_memory import MemoryUse

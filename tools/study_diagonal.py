@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from planner.plan import Plan
-from planner.program import Outer, Problem, Program
-from simulator.hardware import LANES, load_profile
+from planner.problem import Outer, Problem
+from planner.program import Program
+from simulator.hardware import LANES
 from simulator.layout import lay_out
 from simulator.model_config import load_model
+from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
 from simulator.schema import decode
 from simulator.simulate import busy_seconds, pass_edges, simulate

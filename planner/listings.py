@@ -1,0 +1,89 @@
+"""The commands that list what comes with the planner: machines, models, engines."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from simulator.hardware import TIERS
+from simulator.model import ModelSpec
+from simulator.model_config import catalogue_names, load_model
+from simulator.profiles import load_profile, shipped_profiles
+from simulator.runtime import load_runtime, runtime_names
+from simulator.units import GIB
+
+FORMATS = click.Choice(["text", "json"])
+
+
+def console() -> Console:
+    """Print to the terminal's width, or to a fixed one where the output goes to a file or a program."""
+    return Console(width=None if sys.stdout.isatty() else 110)
+
+
+def echo_json(data: object) -> None:
+    """Print data for programs."""
+    click.echo(json.dumps(data, indent=2))
+
+
+@click.command()
+@click.option("--format", "output", type=FORMATS, default="text", show_default=True, help="What to print.")
+def hardware(output: str) -> None:
+    """List the machines that come with the planner."""
+    profiles = [load_profile(name) for name in shipped_profiles()]
+    if output == "json":
+        echo_json({profile.name: profile.model_dump(mode="json", exclude_none=True) for profile in profiles})
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("name", "GPU memory", "DRAM", "disk", "USD/h", "GPU", "CPU"):
+        table.add_column(
+            name,
+            justify="left" if name in ("name", "GPU", "CPU") else "right",
+            no_wrap=name not in ("GPU", "CPU"),
+        )
+    for profile in profiles:
+        rent = f"{profile.cost.rent:.2f}" if profile.cost and profile.cost.rent else "-"
+        sizes = [f"{profile.tiers[tier].capacity / GIB:,.0f} GiB" for tier in TIERS]
+        engines = [profile.engines[engine].name for engine in ("gpu", "cpu")]
+        table.add_row(profile.name, *sizes, rent, *engines)
+    console().print(table)
+
+
+@click.command()
+@click.option("--format", "output", type=FORMATS, default="text", show_default=True, help="What to print.")
+def models(output: str) -> None:
+    """List the models of the catalogue."""
+    specs = sorted((load_model(name) for name in catalogue_names()), key=_family_and_size)
+    if output == "json":
+        echo_json({spec.name: {"parameters": spec.num_parameters} for spec in specs})
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("name", "parameters", "16-bit weights", "layers", "KV per token"):
+        table.add_column(name, justify="left" if name == "name" else "right")
+    for spec in specs:
+        size = spec.weight_bytes([*spec.embed_weights(), *spec.head_weights()])
+        size += spec.num_layers * spec.weight_bytes(spec.layer_weights())
+        table.add_row(
+            spec.name,
+            f"{spec.num_parameters:,}",
+            f"{size / GIB:.4g} GiB",
+            str(spec.num_layers),
+            f"{spec.num_layers * spec.kv_bytes_per_token / 1024:.4g} KiB",
+        )
+    console().print(table)
+
+
+def _family_and_size(spec: ModelSpec) -> tuple[str, int]:
+    return spec.name.split("-")[0], spec.num_parameters
+
+
+@click.command()
+def runtimes() -> None:
+    """List the engines that a plan can be made for."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name in runtime_names():
+        table.add_row(name, load_runtime(name).description)
+    console().print(table)

@@ -1,0 +1,63 @@
+"""What is asked, and what is chosen outside the placement program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.hardware import HardwareProfile
+from simulator.model import ModelSpec
+from simulator.operations import Shape
+from simulator.runtime import Runtime
+from simulator.workload import Workload
+
+#: Matrix products over this many tokens are efficient.
+PROMPT_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is given: machine, model, workload, engine, and the limits that a plan must keep."""
+
+    hardware: HardwareProfile
+    model: ModelSpec
+    workload: Workload
+    runtime: Runtime
+    max_latency: float | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Choices outside the program. A range of group sizes makes the program a relaxation over all of them.
+
+    ``pins`` fix placement variables by name, or the share of attention on the CPU (``cpu_attention``).
+    """
+
+    gpu_batch: int
+    stagger: int | None = None
+    shape: Shape = Shape()
+    pinned: bool = True
+    prefetch: int = 1
+    prompt_batch: int | None = None
+    smallest_batch: int | None = None
+    pins: tuple[tuple[str, float], ...] = ()
+
+    def prompts_together(self, problem: Problem) -> int:
+        """Give the sub-batch of the prompt pass: as pinned, or the smallest that keeps kernels efficient.
+
+        Of a range of group sizes, give the most efficient sub-batch that any of them may take.
+        """
+        if self.prompt_batch or not problem.runtime.splits_prompts:
+            return self.prompt_batch or self.gpu_batch
+        if self.smallest_batch not in (None, self.gpu_batch):
+            return self.gpu_batch
+        return prompt_batch(self.gpu_batch, problem.workload.prompt_len)
+
+
+def prompt_batch(gpu_batch: int, prompt_len: int, tokens: int = PROMPT_TOKENS) -> int:
+    """Choose the smallest divisor of the group size whose prompts make at least ``tokens`` tokens.
+
+    >>> prompt_batch(32, 512), prompt_batch(6, 100), prompt_batch(8, 100_000)
+    (4, 6, 1)
+    """
+    divisors = [size for size in range(1, gpu_batch + 1) if gpu_batch % size == 0]
+    return next((size for size in divisors if size * prompt_len >= tokens), gpu_batch)
