@@ -14,9 +14,10 @@ from planner.ceiling import Ceiling, ceiling
 from planner.choices import Options, allowed_shapes
 from planner.evaluate import evaluate
 from planner.pins import parse_pins
-from planner.program import Outer, Problem, Program
+from planner.problem import Outer, Problem
+from planner.program import Program
 from planner.search import search
-from simulator.hardware import shipped_profiles
+from simulator.profiles import shipped_profiles
 from simulator.layout import lay_out
 from simulator.operations import Shape, total_weight_bytes
 from simulator.policy import cohorts_in_flight

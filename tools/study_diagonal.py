@@ -44,8 +44,8 @@ COHORTS = (1, 2, 4, 8, 16, 32, 64)
 ENOUGH = {(128, 512): "660 GiB", (32, 1024): "800 GiB", (512, 32): "600 GiB"}
 #: Zig-zag blocks (groups x group) to try beside the one that the planner finds.
 BY_HAND = {
-    (128, 512): ((43, 2), (29, 3), (21, 4), (14, 6), (2, 43)),
-    (32, 1024): ((26, 2), (17, 3), (13, 4), (2, 26)),
+    (128, 512): ((29, 3), (43, 2), (21, 4), (14, 6), (2, 43)),
+    (32, 1024): ((13, 4), (26, 2), (17, 3), (2, 26)),
 }
 
 
@@ -87,7 +87,7 @@ def run(case: Case, workload: tuple[int, int], schedule: str) -> dict[str, Any] 
     """Ask the command for a plan; None if nothing fits."""
     command = [sys.executable, "-m", "planner.cli", "plan", *case.options(workload, schedule)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):
+    if done.returncode not in (0, 1) or "Traceback" in done.stderr:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout) if done.returncode == 0 else None
 
