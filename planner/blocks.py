@@ -16,7 +16,7 @@ _GAIN = 1e-4  # relative; a smaller block must be faster by more than this
 _NOISE = 1e-6  # fractions that the solver leaves where zero is meant
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A policy with the program's answer for its block.
 

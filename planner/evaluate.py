@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from planner.blocks import Candidate, normal_split
 from planner.problem import Problem
 from planner.program import memory_limit
 from simulator.hardware import TIERS, TierName
-from simulator.layout import Placed, lay_out, shape_of
+from simulator.layout import Placed, lay_out
 from simulator.operations import total_weight_bytes
 from simulator.policy import Policy
 from simulator.simulate import Prediction, Simulation, simulate
@@ -40,48 +41,59 @@ def fit(problem: Problem, policy: Policy, fixed: Collection[str] = ()) -> Placed
     """
     for attempt in range(_FIT_ATTEMPTS):
         placed = lay_out(problem.model, problem.runtime, problem.workload, policy)
-        over = overfull(problem, placed)
-        if not over:
+        spare = spare_memory(problem, placed)
+        if min(spare.values()) >= -1.0:
             return placed
-        changed = _make_room(problem, policy, over, attempt, fixed)
+        changed = _weights_moved(placed, spare, attempt) if "weights" not in fixed else None
+        if changed is None and "num_groups" not in fixed:
+            changed = _groups_dropped(placed, spare)
         if changed is None:
             return None
         policy = changed
     return None
 
 
-def overfull(problem: Problem, placed: Placed) -> dict[TierName, float]:
-    """Give the bytes by which each tier is overfull. [B]"""
-    over: dict[TierName, float] = {}
-    for tier, uses in placed.peak_memory().items():
-        _, most = memory_limit(problem.hardware, tier, pinned=placed.policy.pinned)
-        excess = sum(uses.values()) - most
-        if excess > 1.0:
-            over[tier] = excess
-    return over
+def spare_memory(problem: Problem, placed: Placed) -> dict[TierName, float]:
+    """Give the bytes that are free on each tier; below zero where it is overfull. [B]"""
+    pinned = placed.policy.pinned
+    return {
+        tier: memory_limit(problem.hardware, tier, pinned=pinned)[1] - sum(uses.values())
+        for tier, uses in placed.peak_memory().items()
+    }
 
 
-def _make_room(
-    problem: Problem, policy: Policy, over: dict[TierName, float], attempt: int, fixed: Collection[str]
-) -> Policy | None:
-    """Move weights from overfull tiers to slower ones, a tensor more with every attempt; else drop groups."""
-    shape = shape_of(policy)
-    weights = total_weight_bytes(problem.model, shape)
-    matrices = [weight for weight in problem.model.layer_weights() if weight.is_matrix]
-    step = min(problem.model.weight_bytes((each,), shape.weight_bits, shape.quant_group) for each in matrices)
+def _weights_moved(placed: Placed, spare: dict[TierName, float], attempt: int) -> Policy | None:
+    """Move weights from overfull tiers to slower ones that have room, a tensor more with every attempt."""
+    policy, shape, model = placed.policy, placed.shape, placed.model
+    weights = total_weight_bytes(model, shape)
+    matrices = [weight for weight in model.layer_weights() if weight.is_matrix]
+    step = min(model.weight_bytes((each,), shape.weight_bits, shape.quant_group) for each in matrices)
     split: dict[TierName, float] = {tier: getattr(policy.weights, tier) for tier in TIERS}
-    before = dict(split)
-    for tier, slower in zip(TIERS, TIERS[1:], strict=False):
-        if tier in over and "weights" not in fixed:
-            moved = min(split[tier], (over[tier] + attempt * step) / weights)
-            split[tier] -= moved
-            split[slower] += moved
-    if split != before:
-        return policy.model_copy(update={"weights": normal_split(*split.values())})
-    if "num_groups" in fixed:
-        return None
-    cohorts = policy.cohorts(problem.workload.gen_len)
-    fewer = (math.floor(policy.num_groups * 0.97) // cohorts) * cohorts
+    room = dict(spare)
+    for tier, slower in itertools.pairwise(TIERS):
+        moved = min(split[tier] * weights, attempt * step - room[tier])
+        if room[tier] < -1.0 and moved > 0.0:
+            split[tier] -= moved / weights
+            split[slower] += moved / weights
+            room[tier], room[slower] = room[tier] + moved, room[slower] - moved
+    if min(room.values()) < -1.0:
+        return None  # what overflows the last tier has nowhere to go
+    return policy.model_copy(update={"weights": normal_split(*split.values())})
+
+
+def _groups_dropped(placed: Placed, spare: dict[TierName, float]) -> Policy | None:
+    """Drop as many groups as make up for what is overfull, an equal number in every cohort.
+
+    Where groups take their memory need not be where it is short: weights move into what they leave.
+    """
+    policy, peaks = placed.policy, placed.peak_memory()
+    growing = {item.name for item in placed.items() if item.scales}
+    by_tier = (sum(size for name, size in uses.items() if name in growing) for uses in peaks.values())
+    a_group = max(by_tier) / policy.num_groups
+    short = -sum(room for room in spare.values() if room < 0.0)
+    needed = max(1, math.ceil(short / a_group)) if a_group > 0.0 else policy.num_groups
+    cohorts = policy.cohorts(placed.workload.gen_len)
+    fewer = (policy.num_groups - needed) // cohorts * cohorts
     return policy.model_copy(update={"num_groups": fewer}) if fewer >= cohorts else None
 
 

@@ -1,103 +1,135 @@
-"""Why nothing fits: which memory is short, by how much, and the smallest change that would help."""
+"""Why nothing fits: which memory is short, by how much, and the smallest change that would help.
+
+Every remedy named is tried first: with so much more memory the program has a solution whose layout in whole
+tensors fits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
-from planner.blocks import Candidate
+from planner.blocks import policy_of
 from planner.choices import Options, roots, smallest_block
-from planner.evaluate import overfull
+from planner.evaluate import fit
 from planner.linear import Row, minimise
 from planner.problem import Outer, Problem
-from planner.program import Program
+from planner.program import Program, memory_limit
 from simulator.hardware import TIERS, TierName
-from simulator.layout import lay_out
+from simulator.operations import total_weight_bytes
 from simulator.units import GB, GIB
 
-_MARGIN = 1.02  # rounding to whole tensors needs a little more than the program
+_MARGIN = 1.02
+#: Tried beyond what the program needs, in shares of a layer: rounding to whole tensors takes a little more.
+_LAYERS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class _Shortage:
+    """What a tier lacks, and how to say it. ``size`` orders shortages. [B]"""
+
+    size: float
+    text: str
 
 
 def explain(problem: Problem, options: Options) -> str:
     """Say in one line why no plan exists for a problem."""
-    best: tuple[float, str] | None = None
-    for root in roots(problem, options):
-        found = _least_change(problem, options, root)
-        if found is not None and (best is None or found[0] < best[0]):
-            best = found
     name = f"{problem.model.name} on {problem.hardware.name}"
-    if best is None:
-        if problem.max_latency is not None:
-            without = explain_latency(problem, options)
-            if without:
-                return f"{name}: {without}"
-        return f"{name}: the pinned variables contradict each other; drop one --fix"
-    return f"{name} does not fit: {best[1]}"
+    shortages = [_shortage(problem, options, root) for root in roots(problem, options)]
+    found = [each for each in shortages if each is not None]
+    if found:
+        return f"{name} does not fit: {min(found, key=lambda each: each.size).text}"
+    if problem.max_latency is not None:
+        fastest = _quickest(problem, options)
+        if fastest is not None:
+            return (
+                f"{name}: no plan keeps the latency limit of {problem.max_latency:g} s; "
+                f"the smallest block takes at least {fastest:.4g} s, so raise --max-latency"
+            )
+    return f"{name}: the pinned variables contradict each other; drop one --fix"
 
 
-def explain_latency(problem: Problem, options: Options) -> str | None:
-    """Say what latency the program reaches if the limit is what makes the problem infeasible."""
-    fastest: float | None = None
-    for root in roots(replace(problem, max_latency=None), options):
-        outer, block = smallest_block(problem, options, root)
-        solution = Program(replace(problem, max_latency=None), outer, block).solve()
+def _quickest(problem: Problem, options: Options) -> float | None:
+    """Give the least latency that the program reaches without its limit. [s]"""
+    free = replace(problem, max_latency=None)
+    latencies = []
+    for root in roots(free, options):
+        outer, block = smallest_block(free, options, root)
+        solution = Program(free, outer, block).solve()
         if solution is not None:
             every = root.stagger or problem.workload.gen_len
-            latency = solution.seconds * block * problem.workload.gen_len / every
-            fastest = latency if fastest is None else min(fastest, latency)
-    if fastest is None:
-        return None
-    return (
-        f"no plan keeps the latency limit of {problem.max_latency:g} s; "
-        f"the smallest block takes at least {fastest:.4g} s, so raise --max-latency"
-    )
+            latencies.append(solution.seconds * block * problem.workload.gen_len / every)
+    return min(latencies, default=None)
 
 
-def explain_rounding(problem: Problem, candidates: Sequence[Candidate]) -> str:
-    """Say what is missing when the program's placements fit and no layout of whole tensors does."""
-    best: tuple[float, str] | None = None
-    for candidate in candidates:
-        policy = candidate.policy
-        placed = lay_out(problem.model, problem.runtime, problem.workload, policy)
-        for tier, excess in overfull(problem, placed).items():
-            if best is None or excess < best[0]:
-                changes = f"{tier} memory is short by {excess / GIB:.3g} GiB once whole tensors are laid out"
-                best = (
-                    excess,
-                    f"{changes}; it would fit with {excess * _MARGIN / GIB:.3g} GiB more, or fewer --fix",
-                )
-    assert best is not None
-    return f"{problem.model.name} on {problem.hardware.name} does not fit: {best[1]}"
-
-
-def _least_change(problem: Problem, options: Options, root: Outer) -> tuple[float, str] | None:
+def _shortage(problem: Problem, options: Options, root: Outer) -> _Shortage | None:
     """Find the least memory that makes the smallest block fit: on one tier if that is enough, else on several."""
     outer, block = smallest_block(problem, options, root)
-    unlimited = replace(problem, max_latency=None)
-    program = Program(unlimited, outer, block)
-    enough: dict[TierName, float] = {}
-    for tier in TIERS:
-        missing = shortfall(program, (tier,))
-        if missing is not None:
-            enough[tier] = missing[tier]
-    if enough and min(enough.values()) <= 1.0:
+    free = replace(problem, max_latency=None)
+    if fits(free, options, outer, block):
         return None  # memory is not what is short
+    program = Program(free, outer, block)
+    missing = {tier: found[tier] for tier in TIERS if (found := shortfall(program, (tier,))) is not None}
+    enough = {tier: _enough(free, options, outer, block, tier, size) for tier, size in missing.items()}
+    enough = {tier: size for tier, size in enough.items() if size < math.inf}
+    even = f"even for {_smallest(outer, block)}"
     if enough:
-        changes = " or ".join(
-            f"{size * _MARGIN / GIB:.3g} GiB more {tier} memory"
+        remedies = " or ".join(
+            f"{size / GIB:g} GiB more {_label(problem, outer, tier)}"
             for tier, size in sorted(enough.items(), key=lambda item: item[1])
         )
         tier = [name for name in TIERS if name in enough][-1]  # the slowest that would do
-        return enough[tier], (
-            f"{tier} memory is short by {enough[tier] / GIB:.3g} GiB even for {_smallest(outer, block)}; "
-            f"it would fit with {changes}"
-        )
+        short = missing[tier] if missing[tier] > 1.0 else enough[tier]
+        text = f"{_label(problem, outer, tier)} is short by {short / GIB:.3g} GiB {even}"
+        return _Shortage(short, f"{text}; it would fit with {remedies}")
     several = shortfall(program, TIERS)
     if several is None:
         return None
-    short = {tier: size for tier, size in several.items() if size > 1.0}
-    parts = " and ".join(f"{tier} memory by {size / GIB:.3g} GiB" for tier, size in short.items())
-    return sum(short.values()), f"short are {parts}, even for {_smallest(outer, block)}; add that much"
+    parts = [
+        f"{_label(problem, outer, tier)} by {size / GIB:.3g} GiB" for tier, size in several.items() if size > 1.0
+    ]
+    return _Shortage(sum(several.values()), f"short are {' and '.join(parts)}, {even}; add a little more than that")
+
+
+def fits(problem: Problem, options: Options, outer: Outer, block: int) -> bool:
+    """Tell whether a block fits once whole tensors are laid out."""
+    solution = Program(problem, outer, block).solve()
+    if solution is None:
+        return False
+    policy = policy_of(problem, outer, block, solution)
+    return fit(problem, policy, dict(options.pins.values)) is not None
+
+
+def _enough(
+    problem: Problem, options: Options, outer: Outer, block: int, tier: TierName, missing: float
+) -> float:
+    """Give an amount of memory on a tier with which a block fits, to three digits; infinite if none does. [B]"""
+    layer = total_weight_bytes(problem.model, outer.shape) / (problem.model.num_layers + 1)
+    for share in _LAYERS:
+        amount = _rounded_up((missing * _MARGIN + share * layer) / GIB) * GIB
+        if amount and fits(_with_more(problem, tier, amount), options, outer, block):
+            return amount
+    return math.inf
+
+
+def _rounded_up(value: float) -> float:
+    """Round up to three digits, so that what is printed is enough."""
+    if value <= 0.0:
+        return 0.0
+    digit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return float(f"{math.ceil(value / digit) * digit:.6g}")
+
+
+def _with_more(problem: Problem, tier: TierName, amount: float) -> Problem:
+    memory = problem.hardware.tiers[tier]
+    pinnable = memory.pinnable + amount if memory.pinnable is not None else None
+    larger = memory.model_copy(update={"capacity": memory.capacity + amount, "pinnable": pinnable})
+    tiers = problem.hardware.tiers | {tier: larger}
+    return replace(problem, hardware=problem.hardware.model_copy(update={"tiers": tiers}))
+
+
+def _label(problem: Problem, outer: Outer, tier: TierName) -> str:
+    return memory_limit(problem.hardware, tier, pinned=outer.pinned)[0]
 
 
 def shortfall(program: Program, tiers: tuple[TierName, ...]) -> dict[TierName, float] | None:
@@ -106,11 +138,10 @@ def shortfall(program: Program, tiers: tuple[TierName, ...]) -> dict[TierName, f
     extra: dict[str, TierName] = {f"extra_{tier}": tier for tier in tiers}
     rows = []
     for row in program.rows:
-        tier = row.name.partition(" memory")[0]
-        more = {f"extra_{tier}": -1.0 / program.block} if f"{tier} memory" in row.name else {}
+        # In GB and over the block, as the rows of memory are.
         more = {
-            name: value for name, value in more.items() if name in extra
-        }  # in GB, over the block, as the row
+            name: -1.0 / program.block for name, tier in extra.items() if row.name.startswith(f"{tier} memory")
+        }
         rows.append(Row(row.name, row.terms | more, row.constant, row.equal))
     found = minimise(dict.fromkeys(extra, 1.0), rows, program.sizes | dict.fromkeys(extra, 1.0))
     return {tier: GB * found.values[name] for name, tier in extra.items()} if found is not None else None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 
-from planner.blocks import Candidate, polished
+from planner.blocks import Candidate, candidate_of, polished
 from planner.certificate import certificate
-from planner.choices import Options
+from planner.choices import Options, roots, smallest_block
 from planner.evaluate import FINAL_TASKS, Evaluated, evaluate, passes_within
-from planner.infeasible import explain, explain_rounding
+from planner.infeasible import explain
 from planner.plan import Alternative, Machine, Plan, SearchStatistics, TierMemory
 from planner.prices import limits, prices
 from planner.problem import Problem
@@ -66,20 +67,32 @@ def make_plan(request: Request) -> Plan:
             f"{problem.model.name} on {problem.hardware.name}: no plan keeps the latency limit of {limit:g} s; "
             f"the quickest found takes {quickest:.4g} s from admission to last token, so raise --max-latency"
         )
-    if result.candidates:
-        raise InfeasibleError(explain_rounding(request.problem, result.candidates))
     raise InfeasibleError(explain(request.problem, request.options))
 
 
 def _simulate_best(request: Request, problem: Problem, result: SearchResult) -> list[Evaluated]:
     """Simulate the candidates that promise most, at least one of each family that is near."""
-    evaluated = []
+    evaluated: list[Evaluated] = []
     fixed = dict(request.options.pins.values)
-    for candidate in _promising(problem, result.candidates):
-        one = evaluate(problem, polished(result.solver, candidate), fixed)
-        if one is not None:
-            evaluated.append(replace(one, found_as=candidate))
+    promising = _promising(problem, result.candidates)
+    # The others count only where the layouts of these leave no room.
+    for candidates in (promising, result.candidates, _smallest_blocks(request, problem, result)):
+        for candidate in candidates:
+            one = evaluate(problem, polished(result.solver, candidate), fixed)
+            if one is not None:
+                evaluated.append(replace(one, found_as=candidate))
+        if evaluated:
+            break
     return evaluated
+
+
+def _smallest_blocks(request: Request, problem: Problem, result: SearchResult) -> Iterator[Candidate]:
+    """Solve for the least demanding block of every kind."""
+    for root in roots(problem, request.options):
+        outer, block = smallest_block(problem, request.options, root)
+        solution = result.solver.solve(outer, block)
+        if solution is not None:
+            yield candidate_of(problem, outer, block, solution)
 
 
 def _promising(problem: Problem, candidates: list[Candidate]) -> list[Candidate]:

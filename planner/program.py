@@ -32,7 +32,7 @@ _ACTIVATIONS = slice(9, 12)
 MAX_GROUPS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """An optimum of the program.
 

@@ -1,7 +1,8 @@
 """Diagonal against zig-zag for OPT-175B on an A100 with 512 GiB of DRAM.
 
-Prints the tables of docs/study-diagonal.md: ``python tools/study_diagonal.py``. Numbers come from ``planner
-plan``, run as a command, but for those of the program with the block left open, which it does not print.
+``python tools/study_diagonal.py`` makes the tables of docs/study-diagonal.md again, in their places; numbers in
+the text stay as they are. They come from ``planner plan``, run as a command, but for those of the program with
+the block left open and those of single passes, which it does not print.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from simulator.schema import decode
 from simulator.simulate import busy_seconds, pass_edges, simulate
 from simulator.workload import Workload
 
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "study-diagonal.md"
 MACHINE, MODEL = "a100-80", "opt-175b"
 WORKLOADS = ((128, 512), (32, 1024))
 DRAM = ("tiers.cpu.capacity=512 GiB",)
@@ -138,29 +141,24 @@ def shown(cell: object) -> str:
     return "-" if cell == "nan" else str(cell)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table in Markdown."""
-    print("| " + " | ".join(heads) + " |")
-    print("|" + "---|" * len(heads))
-    for row in rows:
-        print("| " + " | ".join(map(shown, row)) + " |")
-    print()
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Write a table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *([shown(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def fractional() -> None:
+def fractional(workload: tuple[int, int]) -> str:
     """The program with the block open, by the number of cohorts."""
-    for workload in WORKLOADS:
-        print(f"Block left open, {workload[0]} in, {workload[1]} out\n")
-        rows = []
-        for overrides, words in (((*NO_DISK, AMPLE), "400 GB/s"), (NO_DISK, "43 GB/s")):
-            first = open_block(workload, 1, overrides)[0]
-            for cohorts in COHORTS:
-                rate, sequences = open_block(workload, cohorts, overrides)
-                rows.append((words, cohorts, f"{sequences:.1f}", rate, f"{rate / first:.3f}"))
-        table(("DRAM bandwidth", "cohorts", "sequences in flight", "tok/s", "to one cohort"), rows)
+    rows = []
+    for overrides, words in (((*NO_DISK, AMPLE), "400 GB/s"), (NO_DISK, "43 GB/s")):
+        first = open_block(workload, 1, overrides)[0]
+        for cohorts in COHORTS:
+            rate, sequences = open_block(workload, cohorts, overrides)
+            rows.append((words, cohorts, f"{sequences:.1f}", rate, f"{rate / first:.3f}"))
+    return table(("DRAM bandwidth", "cohorts", "sequences in flight", "tok/s", "to one cohort"), rows)
 
 
-def headline() -> None:
+def headline() -> str:
     """Both schedules, planned and simulated."""
     rows = []
     for workload in WORKLOADS:
@@ -182,30 +180,28 @@ def headline() -> None:
                     )
                 )
     heads = ("in, out", "machine", "schedule", "block", "simulated", "program", "ceiling")
-    table((*heads, "ratio simulated", "ratio program", "predicted"), rows)
+    return table((*heads, "ratio simulated", "ratio program", "predicted"), rows)
 
 
-def changes() -> None:
+def changes(workload: tuple[int, int]) -> str:
     """One thing at a time."""
-    for workload in WORKLOADS:
-        print(f"One change at a time, {workload[0]} in, {workload[1]} out\n")
-        rows = [
-            (
-                case.name,
-                block(zigzag),
-                block(diagonal),
-                speed(zigzag),
-                speed(diagonal),
-                f"{speed(diagonal) / speed(zigzag):.3f}",
-                f"{speed(diagonal, True) / speed(zigzag, True):.3f}",
-            )
-            for case, zigzag, diagonal in run_both(CHANGES, workload)
-        ]
-        heads = ("change", "block, zig-zag", "block, diagonal", "zig-zag", "diagonal")
-        table((*heads, "ratio simulated", "ratio program"), rows)
+    rows = [
+        (
+            case.name,
+            block(zigzag),
+            block(diagonal),
+            speed(zigzag),
+            speed(diagonal),
+            f"{speed(diagonal) / speed(zigzag):.3f}",
+            f"{speed(diagonal, True) / speed(zigzag, True):.3f}",
+        )
+        for case, zigzag, diagonal in run_both(CHANGES, workload)
+    ]
+    heads = ("change", "block, zig-zag", "block, diagonal", "zig-zag", "diagonal")
+    return table((*heads, "ratio simulated", "ratio program"), rows)
 
 
-def enough_memory() -> None:
+def enough_memory() -> str:
     """Zig-zag with the diagonal's block, in a machine with the memory for it."""
     rows = []
     for workload, memory in ENOUGH.items():
@@ -230,10 +226,10 @@ def enough_memory() -> None:
                 )
             )
     heads = ("in, out", "DRAM bandwidth", "zig-zag", "zig-zag, diagonal's block", "diagonal")
-    table((*heads, "memory effect", "all else"), rows)
+    return table((*heads, "memory effect", "all else"), rows)
 
 
-def by_hand() -> None:
+def by_hand() -> str:
     """Zig-zag blocks pinned by hand."""
     rows = []
     for workload, blocks in BY_HAND.items():
@@ -246,10 +242,10 @@ def by_hand() -> None:
             speeds = [speed(plan, program) for plan in plans for program in (False, True)]
             rows.append((f"{workload[0]}, {workload[1]}", block(plans[0]), *speeds))
     heads = ("in, out", "block", "simulated", "program", "simulated, 400 GB/s", "program, 400 GB/s")
-    table(heads, rows)
+    return table(heads, rows)
 
 
-def steps() -> None:
+def steps() -> str:
     """From the prediction to the simulation, a step at a time; zig-zag with the first block by hand."""
     rows: list[tuple[object, ...]] = []
 
@@ -266,10 +262,10 @@ def steps() -> None:
             diagonal = run(Case("", overrides), workload, "diagonal")
             add(f"program, whole blocks, {words}", speed(zigzag, program=True), speed(diagonal, program=True))
             add(f"simulated, {words}", speed(zigzag), speed(diagonal))
-    table(("step", "zig-zag", "diagonal", "factor"), rows)
+    return table(("step", "zig-zag", "diagonal", "factor"), rows)
 
 
-def pass_times() -> None:
+def pass_times() -> str:
     """Seconds of passes that generate, early and late, and how busy the lanes are in them."""
     rows = []
     for case, schedule in ((HEADLINE[0], "zigzag"), (HEADLINE[1], "zigzag"), (HEADLINE[1], "diagonal")):
@@ -288,14 +284,31 @@ def pass_times() -> None:
             )
             lanes = [f"{share:.0f} %" for share in shares]
             rows.append((f"{schedule}, {case.name.partition(', ')[2]}", words, float(seconds[index]), *lanes))
-    table(("schedule", "pass", "seconds", "h2d busy", "CPU busy", "disk reads busy"), rows)
+    return table(("schedule", "pass", "seconds", "h2d busy", "CPU busy", "disk reads busy"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "open 128": lambda: fractional(WORKLOADS[0]),
+    "open 32": lambda: fractional(WORKLOADS[1]),
+    "memory": enough_memory,
+    "changes 128": lambda: changes(WORKLOADS[0]),
+    "changes 32": lambda: changes(WORKLOADS[1]),
+    "hand": by_hand,
+    "passes": pass_times,
+    "steps": steps,
+}
+
+
+def main() -> None:
+    """Put every table where the page marks its place."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, make in TABLES.items():
+        before, marks, rest = text.partition(f"<!-- table: {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        text = f"{before}{marks}\n{make()}\n\n{end}{after}"
+        PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    fractional()
-    headline()
-    by_hand()
-    changes()
-    enough_memory()
-    pass_times()
-    steps()
+    main()
