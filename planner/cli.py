@@ -128,13 +128,13 @@ def plan(  # noqa: PLR0913 - one parameter per option
     out: Path | None,
     output: str,
 ) -> None:
-    r"""Find the best way to run a model on a machine, and say what to expect.
+    """Find the best way to run a model on a machine, and say what to expect.
 
     \b
     planner plan --hw a100-80 --model opt-175b
     planner plan --hw t4-16 --model opt-30b --fix gpu_batch=48 --fix num_groups=3
     planner plan --hw a100-80 --model opt-175b --set tiers.cpu.capacity="512 GiB"
-    """
+    """  # noqa: D301 - click reads the escape
     problem = Problem(
         hardware=load_profile(hardware, overrides),
         model=load_model(model),
@@ -174,11 +174,11 @@ def simulate(
     overrides: tuple[str, ...],
     output: str,
 ) -> None:
-    r"""Play a plan task by task, and write its timeline.
+    """Play a plan task by task, and write its timeline.
 
     \b
     planner simulate plan.json --trace out.json
-    """
+    """  # noqa: D301 - click reads the escape
     from planner.replay import replay  # noqa: PLC0415 - pulls in the trace writer only here
 
     console = Console(stderr=True)

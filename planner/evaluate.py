@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from planner.blocks import Candidate, normal_split
-from planner.problem import Problem
-from planner.program import memory_limit
+from planner.blocks import Candidate, policy_of
+from planner.problem import Outer, Problem
+from planner.program import Program, memory_limit
 from simulator.hardware import TIERS, TierName
 from simulator.layout import Placed, lay_out
-from simulator.operations import total_weight_bytes
 from simulator.policy import Policy
 from simulator.simulate import Prediction, Simulation, simulate
 
@@ -20,7 +18,8 @@ from simulator.simulate import Prediction, Simulation, simulate
 RANKING_TASKS = 120_000
 FINAL_TASKS = 600_000
 _TASKS_PER_CELL = 10
-_FIT_ATTEMPTS = 10
+_FIT_ATTEMPTS = 6
+_MARGIN = 1.1  # what rounding overfills moves when everything is placed anew
 
 
 @dataclass(frozen=True)
@@ -34,23 +33,46 @@ class Evaluated:
     found_as: Candidate
 
 
-def fit(problem: Problem, policy: Policy, fixed: Collection[str] = ()) -> Placed | None:
-    """Lay a policy out; while a tier is overfull by rounding, move weights down or drop groups.
+def fit(problem: Problem, candidate: Candidate, fixed: Collection[str] = ()) -> Placed | None:
+    """Lay a policy out; while a tier is overfull by rounding, place again with less memory, or drop groups.
 
     Returns None if it cannot be made to fit. ``fixed`` names variables that the user pinned.
     """
-    for attempt in range(_FIT_ATTEMPTS):
-        placed = lay_out(problem.model, problem.runtime, problem.workload, policy)
-        spare = spare_memory(problem, placed)
-        if min(spare.values()) >= -1.0:
-            return placed
-        changed = _weights_moved(placed, spare, attempt) if "weights" not in fixed else None
-        if changed is None and "num_groups" not in fixed:
-            changed = _groups_dropped(placed, spare)
-        if changed is None:
-            return None
-        policy = changed
+    policy: Policy | None = candidate.policy
+    held_back = dict.fromkeys(TIERS, 0.0)
+    while policy is not None:
+        for _ in range(_FIT_ATTEMPTS):
+            placed = lay_out(problem.model, problem.runtime, problem.workload, policy)
+            spare = spare_memory(problem, placed)
+            if min(spare.values()) >= -1.0:
+                return placed
+            for tier, room in spare.items():
+                held_back[tier] += _MARGIN * max(0.0, -room)
+            again = _placed_again(problem, candidate.outer, policy.block, held_back)
+            if again is None:
+                break
+            policy = again
+        held_back = dict.fromkeys(TIERS, 0.0)
+        policy = _groups_dropped(placed, spare) if "num_groups" not in fixed else None
     return None
+
+
+def _placed_again(
+    problem: Problem, outer: Outer, block: int, held_back: dict[TierName, float]
+) -> Policy | None:
+    """Solve for a block on a machine with less memory; None if that is too little."""
+    tiers = {}
+    for tier, memory in problem.hardware.tiers.items():
+        less = {"capacity": memory.capacity - held_back[tier]}
+        if memory.pinnable is not None:
+            less["pinnable"] = memory.pinnable - held_back[tier]
+        tiers[tier] = memory.model_copy(update=less)
+    smaller = replace(problem, hardware=problem.hardware.model_copy(update={"tiers": tiers}))
+    program = Program(smaller, outer, block)
+    solution = program.solve()
+    if solution is None:
+        return None
+    return policy_of(problem, outer, block, program.solve(traffic=solution.seconds * (1 + 1e-7)) or solution)
 
 
 def spare_memory(problem: Problem, placed: Placed) -> dict[TierName, float]:
@@ -62,30 +84,8 @@ def spare_memory(problem: Problem, placed: Placed) -> dict[TierName, float]:
     }
 
 
-def _weights_moved(placed: Placed, spare: dict[TierName, float], attempt: int) -> Policy | None:
-    """Move weights from overfull tiers to slower ones that have room, a tensor more with every attempt."""
-    policy, shape, model = placed.policy, placed.shape, placed.model
-    weights = total_weight_bytes(model, shape)
-    matrices = [weight for weight in model.layer_weights() if weight.is_matrix]
-    step = min(model.weight_bytes((each,), shape.weight_bits, shape.quant_group) for each in matrices)
-    split: dict[TierName, float] = {tier: getattr(policy.weights, tier) for tier in TIERS}
-    room = dict(spare)
-    for tier, slower in itertools.pairwise(TIERS):
-        moved = min(split[tier] * weights, attempt * step - room[tier])
-        if room[tier] < -1.0 and moved > 0.0:
-            split[tier] -= moved / weights
-            split[slower] += moved / weights
-            room[tier], room[slower] = room[tier] + moved, room[slower] - moved
-    if min(room.values()) < -1.0:
-        return None  # what overflows the last tier has nowhere to go
-    return policy.model_copy(update={"weights": normal_split(*split.values())})
-
-
 def _groups_dropped(placed: Placed, spare: dict[TierName, float]) -> Policy | None:
-    """Drop as many groups as make up for what is overfull, an equal number in every cohort.
-
-    Where groups take their memory need not be where it is short: weights move into what they leave.
-    """
+    """Drop as many groups as make up for what is overfull, an equal number in every cohort."""
     policy, peaks = placed.policy, placed.peak_memory()
     growing = {item.name for item in placed.items() if item.scales}
     by_tier = (sum(size for name, size in uses.items() if name in growing) for uses in peaks.values())
@@ -107,7 +107,7 @@ def evaluate(
     problem: Problem, candidate: Candidate, fixed: Collection[str] = (), tasks: int = RANKING_TASKS
 ) -> Evaluated | None:
     """Lay out and simulate a candidate; None if its layout does not fit."""
-    placed = fit(problem, candidate.policy, fixed)
+    placed = fit(problem, candidate, fixed)
     if placed is None:
         return None
     passes = passes_within(problem.model.num_layers, problem.workload.gen_len, placed.policy, tasks)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from planner.blocks import policy_of
+from planner.blocks import candidate_of
 from planner.choices import Options, roots, smallest_block
 from planner.evaluate import fit
 from planner.linear import Row, minimise
@@ -86,9 +86,13 @@ def _shortage(problem: Problem, options: Options, root: Outer) -> _Shortage | No
     if several is None:
         return None
     parts = [
-        f"{_label(problem, outer, tier)} by {size / GIB:.3g} GiB" for tier, size in several.items() if size > 1.0
+        f"{_label(problem, outer, tier)} by {size / GIB:.3g} GiB"
+        for tier, size in several.items()
+        if size > 1.0
     ]
-    return _Shortage(sum(several.values()), f"short are {' and '.join(parts)}, {even}; add a little more than that")
+    return _Shortage(
+        sum(several.values()), f"short are {' and '.join(parts)}, {even}; add a little more than that"
+    )
 
 
 def fits(problem: Problem, options: Options, outer: Outer, block: int) -> bool:
@@ -96,8 +100,8 @@ def fits(problem: Problem, options: Options, outer: Outer, block: int) -> bool:
     solution = Program(problem, outer, block).solve()
     if solution is None:
         return False
-    policy = policy_of(problem, outer, block, solution)
-    return fit(problem, policy, dict(options.pins.values)) is not None
+    candidate = candidate_of(problem, outer, block, solution)
+    return fit(problem, candidate, dict(options.pins.values)) is not None
 
 
 def _enough(
@@ -140,7 +144,9 @@ def shortfall(program: Program, tiers: tuple[TierName, ...]) -> dict[TierName, f
     for row in program.rows:
         # In GB and over the block, as the rows of memory are.
         more = {
-            name: -1.0 / program.block for name, tier in extra.items() if row.name.startswith(f"{tier} memory")
+            name: -1.0 / program.block
+            for name, tier in extra.items()
+            if row.name.startswith(f"{tier} memory")
         }
         rows.append(Row(row.name, row.terms | more, row.constant, row.equal))
     found = minimise(dict.fromkeys(extra, 1.0), rows, program.sizes | dict.fromkeys(extra, 1.0))

@@ -10,6 +10,8 @@ from simulator.errors import InputError
 from simulator.layout import Placed, layer_kinds
 from simulator.operations import CellKind, Cells, IntArray
 from simulator.passes import Pass, Window
+from simulator.policy import FloatArray
+from simulator.workload import Workload
 
 _COLUMNS = (
     "pass_index",
@@ -106,17 +108,21 @@ def make_grid(placed: Placed, window: Window) -> Grid:
     rows = np.concatenate(columns, axis=1)
     kind = rows[3]
     rows[4] = np.where(kind < CellKind.START, kind * len(positions) + rows[4], 0)
-    return Grid(**dict(zip(_COLUMNS, rows, strict=True)), kinds=_kinds(placed, positions))
+    at = np.array(positions, dtype=float)
+    described = cell_kinds(workload, at, policy.gpu_batch, policy.prompts_together)
+    return Grid(**dict(zip(_COLUMNS, rows, strict=True)), kinds=described)
 
 
-def _kinds(placed: Placed, positions: list[int]) -> Cells:
-    """Describe the cell of every (kind of layer, position)."""
-    policy, workload = placed.policy, placed.workload
-    at = np.tile(np.array(positions, dtype=float), 3)
+def cell_kinds(workload: Workload, positions: FloatArray, gpu_batch: int, prompt_batch: int) -> Cells:
+    """Describe the cell of every (kind of layer, position): embedding, blocks, head, each at all positions.
+
+    Position 0 is the prompt, in sub-batches; position t > 0 is one token over s + t - 1 cached ones.
+    """
+    at = np.tile(positions, 3)
     prompt = at == 0
     return Cells(
         kind=np.repeat(np.array([CellKind.EMBED, CellKind.BLOCK, CellKind.HEAD]), len(positions)),
-        sequences=np.where(prompt, policy.prompts_together, policy.gpu_batch).astype(float),
+        sequences=np.where(prompt, prompt_batch, gpu_batch).astype(float),
         new=np.where(prompt, workload.prompt_len, 1).astype(float),
         cached=np.where(prompt, 0, workload.prompt_len + at - 1),
     )

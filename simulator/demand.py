@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from simulator.cells import cell_kinds
 from simulator.cost import Rates, limit
 from simulator.hardware import LANES
 from simulator.memory import BufferName, buffer_slots
 from simulator.model import ModelSpec
-from simulator.operations import OP, OPERATIONS, CellKind, Cells, Shape, Work, cell_work, layer_work
+from simulator.operations import OP, OPERATIONS, CellKind, Shape, Work, cell_work, layer_work
 from simulator.passes import period_positions
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
 from simulator.runtime import Runtime
@@ -75,7 +76,7 @@ def period_demand(  # noqa: PLR0913 - what decides the form of the demand, each 
     every = stagger if stagger and cohorts > 1 else workload.gen_len
     beside, others = period_positions(workload, every)
     positions = np.concatenate([[0.0], beside, others])
-    kinds = _cells(workload, positions, gpu_batch, prompt_batch)
+    kinds = cell_kinds(workload, positions, gpu_batch, prompt_batch)
     layers = np.repeat([1.0, float(model.num_layers), 1.0], len(positions))
     in_admission = np.tile(np.arange(len(positions)) <= len(beside), 3)
     summing = _Sum(rates)
@@ -102,17 +103,6 @@ def period_demand(  # noqa: PLR0913 - what decides the form of the demand, each 
     return (
         Demand(1, per_pass[0], per_sequence[0], carry),
         Demand(every - 1, per_pass[1], per_sequence[1], carry),
-    )
-
-
-def _cells(workload: Workload, positions: FloatArray, gpu_batch: int, prompt_batch: int) -> Cells:
-    at = np.tile(positions, 3)
-    prompt = at == 0
-    return Cells(
-        kind=np.repeat(np.array([CellKind.EMBED, CellKind.BLOCK, CellKind.HEAD]), len(positions)),
-        sequences=np.where(prompt, prompt_batch, gpu_batch).astype(float),
-        new=np.where(prompt, workload.prompt_len, 1).astype(float),
-        cached=np.where(prompt, 0, workload.prompt_len + at - 1),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,26 +108,36 @@ def _block(workload: Workload, sequences: float, max_passes: int | None) -> Wind
 def _counted(
     numbers: range, stagger: int, gen_len: int, cohorts: range | None, max_passes: int | None
 ) -> list[Pass]:
-    """Make the passes of a range, admissions apart from the others, and sample them if they are many."""
+    """Make the passes of a range and sample them if they are many.
+
+    Admissions are sampled apart from the others; while a finite run fills, while it is full (or all are in)
+    and while it drains, apart too.
+    """
     admissions = [p for p in numbers if p % stagger == 0 and (cohorts is None or p // stagger in cohorts)]
     if max_passes is None or len(numbers) <= max_passes:
         chosen = dict.fromkeys(numbers, 1.0)
     elif len(admissions) == 1:
         chosen = {admissions[0]: 1.0} | sample(numbers.start + 1, numbers.stop - 1, max(3, max_passes // 4))
     else:
-        chosen = _sample_runs(numbers, set(admissions), max_passes)
+        corners = (gen_len, admissions[-1] + 1) if cohorts is not None else ()
+        chosen = _sample_runs(numbers, set(admissions), sorted(corners), max_passes)
     return [
         Pass(number, pass_at(number, stagger, gen_len, cohorts).cohorts, weight)
         for number, weight in sorted(chosen.items())
     ]
 
 
-def _sample_runs(numbers: range, admissions: set[int], max_passes: int) -> dict[int, float]:
-    """Sample passes with and without an admission apart, each by interpolation over their own order."""
+def _sample_runs(
+    numbers: range, admissions: set[int], corners: Sequence[int], max_passes: int
+) -> dict[int, float]:
+    """Sample passes with and without an admission apart, each by interpolation between the corners."""
     chosen: dict[int, float] = {}
-    for kind in (sorted(admissions), [p for p in numbers if p not in admissions]):
-        if kind:
-            picked = sample(0, len(kind) - 1, max(3, max_passes // 2))
+    edges = [numbers.start, *corners, numbers.stop]
+    count = max(2 if corners else 3, max_passes // (2 * (len(edges) - 1)))
+    for first, stop in itertools.pairwise(edges):
+        part = range(first, stop)
+        for kind in ([p for p in part if p in admissions], [p for p in part if p not in admissions]):
+            picked = sample(0, len(kind) - 1, count)
             chosen |= {kind[index]: weight for index, weight in picked.items()}
     return chosen
 

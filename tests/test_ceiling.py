@@ -17,10 +17,10 @@ from planner.pins import parse_pins
 from planner.problem import Outer, Problem
 from planner.program import Program
 from planner.search import search
-from simulator.profiles import shipped_profiles
 from simulator.layout import lay_out
 from simulator.operations import Shape, total_weight_bytes
 from simulator.policy import cohorts_in_flight
+from simulator.profiles import shipped_profiles
 from simulator.simulate import simulate
 from tests.problems import cases, problem_of, problems, unit, with_memory
 from tests.strategies import layouts, machines
@@ -36,9 +36,7 @@ def question(hardware: str, model: str) -> Problem:
 
 
 @given(cases(), st.integers(1, 6), st.sampled_from([None, 1, 2, 5]))
-def test_the_program_is_below_the_ceiling(
-    case: tuple[Problem, Outer], groups: int, runs: int | None
-) -> None:
+def test_the_program_is_below_the_ceiling(case: tuple[Problem, Outer], groups: int, runs: int | None) -> None:
     """For any form of the tensors, schedule, block and queue of whole blocks: program <= ceiling."""
     problem, outer = case
     block = groups * unit(problem, outer)

@@ -1,8 +1,8 @@
 """Diagonal against zig-zag for OPT-175B on an A100 with 512 GiB of DRAM.
 
-``python tools/study_diagonal.py`` makes the tables of docs/study-diagonal.md again, in their places; numbers in
-the text stay as they are. They come from ``planner plan``, run as a command, but for those of the program with
-the block left open and those of single passes, which it does not print.
+``python tools/study_diagonal.py`` makes the tables of docs/study-diagonal.md again, in their places; numbers
+in the text stay as they are. All come from ``planner plan``, run as a command, but for those of the program
+with the block left open and those of single passes, which it does not print.
 """
 
 from __future__ import annotations
