@@ -50,9 +50,10 @@ class Solver:
 
 
 def real_share(problem: Problem, outer: Outer, block: float) -> float:
-    """Give the share of the sequences computed that a prompt of a finite queue stands behind: ``N / (ceil(N / a) a)``.
+    """Give the share of the sequences computed that have a prompt of a finite queue.
 
-    Sequences are admitted a at a time: whole blocks, or one cohort of the diagonal.
+    ``N / (ceil(N / a) a)``, as sequences are admitted a at a time: whole blocks, or one cohort of the
+    diagonal.
     """
     prompts = problem.workload.num_prompts
     if prompts is None:

@@ -106,7 +106,7 @@ def group_sizes(problem: Problem, options: Options, root: Outer) -> tuple[int, .
 
 
 def fits_queue(problem: Problem, outer: Outer, block: int) -> bool:
-    """Tell whether a block is no larger than a finite queue needs: only zig-zag's last group may have gaps."""
+    """Tell whether a block is no larger than a finite queue needs; zig-zag's last group may have gaps."""
     prompts, size = problem.workload.num_prompts, outer.gpu_batch
     zigzag = unit_of(problem, outer) == size
     return prompts is None or block <= prompts or (zigzag and size <= prompts and block < prompts + size)

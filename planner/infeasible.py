@@ -63,7 +63,7 @@ def _quickest(problem: Problem, options: Options) -> float | None:
 
 
 def _shortage(problem: Problem, options: Options, root: Outer) -> _Shortage | None:
-    """Find the least memory that makes the smallest block fit: on one tier if that is enough, else on several."""
+    """Find the least memory that makes the smallest block fit, on one tier if that is enough."""
     outer, block = smallest_block(problem, options, root)
     free = replace(problem, max_latency=None)
     if fits(free, options, outer, block):
@@ -107,7 +107,7 @@ def fits(problem: Problem, options: Options, outer: Outer, block: int) -> bool:
 def _enough(
     problem: Problem, options: Options, outer: Outer, block: int, tier: TierName, missing: float
 ) -> float:
-    """Give an amount of memory on a tier with which a block fits, to three digits; infinite if none does. [B]"""
+    """Give memory on a tier with which a block fits, to three digits; infinite if none does. [B]"""
     layer = total_weight_bytes(problem.model, outer.shape) / (problem.model.num_layers + 1)
     for share in _LAYERS:
         amount = _rounded_up((missing * _MARGIN + share * layer) / GIB) * GIB

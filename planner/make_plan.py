@@ -64,8 +64,9 @@ def make_plan(request: Request) -> Plan:
         problem = replace(problem, max_latency=0.98 * problem.max_latency * (limit or 1.0) / quickest)
     if quickest < math.inf:
         raise InfeasibleError(
-            f"{problem.model.name} on {problem.hardware.name}: no plan keeps the latency limit of {limit:g} s; "
-            f"the quickest found takes {quickest:.4g} s from admission to last token, so raise --max-latency"
+            f"{problem.model.name} on {problem.hardware.name}: no plan keeps the latency limit "
+            f"of {limit:g} s; the quickest found takes {quickest:.4g} s from admission to last token, "
+            "so raise --max-latency"
         )
     raise InfeasibleError(explain(request.problem, request.options))
 
@@ -112,7 +113,9 @@ def _promising(problem: Problem, candidates: list[Candidate]) -> list[Candidate]
 
 
 def _played_longer(problem: Problem, best: Evaluated) -> Evaluated:
-    """Simulate the winner with more passes than ranking takes."""
+    """Simulate the winner with more passes, unless ranking played all that its window has."""
+    if all(one.weight <= 1.0 for one in best.simulation.schedule.window.passes):
+        return best
     layers, gen_len = problem.model.num_layers, problem.workload.gen_len
     passes = passes_within(layers, gen_len, best.placed.policy, FINAL_TASKS)
     prediction, simulation = simulate(best.placed, problem.hardware, passes)

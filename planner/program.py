@@ -264,7 +264,7 @@ def _memory_terms(program: Program, items: list[MemoryItem]) -> tuple[dict[str, 
 
 
 def define_limits(program: Program) -> None:
-    """Latency: a sequence lives n / stagger periods, ``(T_admission + T_others) * n / stagger <= limit * tau``."""
+    """A sequence lives n / stagger periods: ``(T_admission + T_others) * n / stagger <= limit * tau``."""
     most = program.problem.max_latency
     if most is None:
         return
@@ -276,7 +276,7 @@ def define_limits(program: Program) -> None:
 
 
 def define_pins(program: Program) -> None:
-    """Variables that the user fixed; a share of attention on the CPU fixes two cache variables to each other."""
+    """Keep what the user fixed; a share of CPU attention fixes two cache variables to each other."""
     for name, value in program.outer.pins:
         if name == "cpu_attention":
             for tier in ("cpu", "disk"):

@@ -56,9 +56,11 @@ class Replay:
         seen, promised = self.prediction, self.plan.predictions.throughput_tok_s
         how = "a sample of the passes" if self.sampled else "every pass of the window"
         lines = [
-            f"{self.plan.model.name} on {self.plan.hardware.name}: {self.tasks} tasks in {self.passes} passes, {how}",
+            f"{self.plan.model.name} on {self.plan.hardware.name}: "
+            f"{self.tasks} tasks in {self.passes} passes, {how}",
             f"throughput  {seen.throughput_tok_s:.4g} tok/s (the plan says {promised:.4g})",
-            f"latency     {seen.latency_s:.4g} s, of which {seen.prefill_s:.4g} s in the pass with the prompt",
+            f"latency     {seen.latency_s:.4g} s, "
+            f"of which {seen.prefill_s:.4g} s in the pass with the prompt",
             "busy        " + ", ".join(f"{lane} {100 * share:.1f} %" for lane, share in seen.busy.items()),
             "memory      "
             + ", ".join(

@@ -100,7 +100,8 @@ def _policy(plan: Plan) -> Table:
     )
     table.add_row(
         "block",
-        f"{_count(policy.block, 'sequence')}: {_count(policy.num_groups, 'group')} of {policy.gpu_batch}{together}",
+        f"{_count(policy.block, 'sequence')}: "
+        f"{_count(policy.num_groups, 'group')} of {policy.gpu_batch}{together}",
     )
     table.add_row("weights", f"{_where(plan.policy.weights)}{_bits(policy.weight_bits)}")
     table.add_row("KV cache", f"{_where(policy.cache)}{_bits(policy.cache_bits)}")
@@ -155,7 +156,8 @@ def _expectations(plan: Plan) -> Table:
     table.add_row(
         "certified ceiling",
         f"{bounds.ceiling_tok_s:.4g} tok/s",
-        f"any schedule, set by {_LANE_WORDS.get(bounds.ceiling_bound_by, bounds.ceiling_bound_by)}: {gap:.1f} % above",
+        f"any schedule, set by {_LANE_WORDS.get(bounds.ceiling_bound_by, bounds.ceiling_bound_by)}: "
+        f"{gap:.1f} % above",
     )
     if plan.workload.num_prompts is not None:
         whole = plan.workload.num_prompts * plan.workload.gen_len / seen.throughput_tok_s
@@ -165,7 +167,8 @@ def _expectations(plan: Plan) -> Table:
     table.add_row("first token", duration(seen.prefill_s), admission)
     if bounds.io_lower_bound_bytes > 0:
         ratio = bounds.io_bytes / bounds.io_lower_bound_bytes
-        note = f"to the GPU; {ratio:.3g} x the least that any schedule reads ({_gb(bounds.io_lower_bound_bytes)})"
+        least = _gb(bounds.io_lower_bound_bytes)
+        note = f"to the GPU; {ratio:.3g} x the least that any schedule reads ({least})"
     else:
         note = "to the GPU; the bound is zero, as everything could stay there"
     table.add_row("bytes per sequence", _gb(bounds.io_bytes), note)

@@ -3,8 +3,8 @@
 Best first over relaxations. A node stands for a range of group sizes with everything else chosen; its program
 has the kernel efficiency of the largest and the buffers of the smallest of them, so no group size in the
 range does better. The node with the best relaxation is split, or solved for whole blocks if it is down to
-one size; among those that are as good, the smallest range, so that an answer is soon there to prune with. Every
-family (bits and kind of schedule) keeps its own best, since simulation decides in the end;
+one size; among those that are as good, the smallest range, so that there soon is an answer to prune with.
+Every family (bits and kind of schedule) keeps its own best, since simulation decides in the end;
 a family whose relaxation is far behind is not pursued.
 """
 
@@ -26,7 +26,7 @@ FAMILY_RANGE = 0.8
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Candidates, best by the program first; the bound on every policy searched; how many programs it took."""
+    """Candidates, best first; the bound on every policy searched; the solver, which counts programs."""
 
     candidates: list[Candidate]
     bound_tok_s: float
@@ -98,7 +98,7 @@ def _push(nodes: list[_Node], solver: Solver, root: Outer, sizes: tuple[int, ...
 
 
 def _promises(throughput: float, best: float, top: float) -> bool:
-    """Tell whether a relaxation may beat its family's best by enough; the less, the nearer it is to the top."""
+    """Tell whether a relaxation may beat its family's best by enough: more is asked far behind the top."""
     behind = max(0.0, 1.0 - throughput / top) if top else 0.0
     return throughput > max(best * (1 + TOLERANCE + behind / 4), top * FAMILY_RANGE)
 
@@ -120,18 +120,19 @@ def _beside(solver: Solver, found: dict[Outer, Candidate]) -> list[Candidate]:
     if not found:
         return []
     leaders: dict[_Family, Candidate] = {}
-    for candidate in sorted(found.values(), key=preference):
-        leaders.setdefault(_family(candidate.outer), candidate)
+    for each in sorted(found.values(), key=preference):
+        leaders.setdefault(_family(each.outer), each)
     top = max(leaders.values(), key=lambda each: each.effective_tok_s)
     beside: list[Candidate] = []
     for leader in leaders.values():
         factors = (0.5, 2, 4) if leader is top else (2,)
         for size in _neighbours(leader.outer.gpu_batch, factors):
             outer = replace(leader.outer, gpu_batch=size)
-            block = leader.policy.block // unit_of(solver.problem, outer) * unit_of(solver.problem, outer)
+            unit = unit_of(solver.problem, outer)
+            block = leader.policy.block // unit * unit
             if block and outer not in found and size in group_sizes(solver.problem, options, leader.outer):
-                candidate = best_block(solver, outer, float(block))
-                beside += [candidate] if candidate is not None else []
+                neighbour = best_block(solver, outer, float(block))
+                beside += [neighbour] if neighbour is not None else []
     if options.pins.get("num_groups") is None and options.schedule != "row":
         small = small_block(solver, top)
         beside += [small] if small is not None else []

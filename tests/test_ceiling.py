@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import cache
 
@@ -165,7 +166,7 @@ def test_a_longer_queue_is_no_slower(case: tuple[Problem, Outer], prompts: int) 
     for count in (prompts, prompts + 1, 10 * prompts, None):
         work = problem.workload.model_copy(update={"num_prompts": count})
         values.append(ceiling(replace(problem, workload=work), [outer.shape]).throughput_tok_s)
-    for earlier, later in zip(values, values[1:], strict=False):
+    for earlier, later in itertools.pairwise(values):
         assert earlier <= later * SLACK
 
 

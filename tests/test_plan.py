@@ -1,8 +1,9 @@
-"""The whole of planning: plan files, the order of prediction and bounds, published policies, latency limits."""
+"""The whole of planning: plan files, prediction and bounds in order, published policies, latency limits."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -104,7 +105,7 @@ def check_laws(plan: Plan) -> None:
 
 
 def test_laws_hold(plan: Plan) -> None:
-    """Simulated <= program <= ceiling, bytes >= the window bound, no lane above 100 %, memory within bounds."""
+    """Simulated <= program <= ceiling, bytes >= the window bound, no lane above 100 %, memory kept."""
     check_laws(plan)
 
 
@@ -115,9 +116,11 @@ def test_laws_hold_for_drawn_problems(problem: object, quantize: str) -> None:
     try:
         plan = make_plan(Request(problem, Options(quantize=quantize)))  # type: ignore[arg-type]
     except InfeasibleError as error:
-        assert "GiB" in str(error)
-        return
-    check_laws(plan)
+        message = str(error)
+    else:
+        check_laws(plan)
+        message = "GiB"
+    assert "GiB" in message
 
 
 def test_the_winner_is_the_best_simulated(plan: Plan) -> None:
@@ -196,7 +199,7 @@ def published_plan(model: str, texts: tuple[str, ...], **work: int) -> Plan:
 
 @pytest.mark.parametrize(("model", "texts", "measured"), HEADLINES, ids=[case[0] for case in HEADLINES])
 def test_no_slower_than_the_headline_policies(model: str, texts: tuple[str, ...], measured: float) -> None:
-    """The plan for each of the paper's models is at least as fast as the paper's policy on the same engine."""
+    """For each of the paper's models the plan is at least as fast as the paper's policy here."""
     ours = planned("t4-16", model, ())
     theirs = published_plan(model, (*texts, "prefetch=1"))
     assert (theirs.policy.gpu_batch, theirs.policy.num_groups) == tuple(
@@ -260,7 +263,7 @@ def test_a_latency_limit_is_kept_and_costs() -> None:
         assert plan.predictions.latency_s <= limit * (1 + 1e-9)
         check_laws(plan)
         speeds.append(plan.predictions.throughput_tok_s)
-    for looser, tighter in zip(speeds, speeds[1:], strict=False):
+    for looser, tighter in itertools.pairwise(speeds):
         assert tighter <= looser * 1.01
     assert speeds[-1] < 0.9 * speeds[0]
 

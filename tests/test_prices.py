@@ -31,7 +31,7 @@ def throughput(problem: Problem, outer: Outer, figure: Figure, change: float) ->
 
 
 def slopes(problem: Problem, outer: Outer, figure: Figure, share: float) -> tuple[float, float] | None:
-    """Give the differences per unit of a figure to the right and to the left of its value, by solving again."""
+    """Give the differences per unit of a figure, upwards and downwards, by solving again."""
     step = share * (figure.value(problem.hardware) or figure.size)
     values = [throughput(problem, outer, figure, change) for change in (-step, 0.0, step)]
     if None in values:
