@@ -59,12 +59,11 @@ def test_the_page_of_commands_is_current():
 
 def test_every_command_and_option_has_help():
     """A command says what it does, and so does each of its options."""
-    for path, command in _writer().walk(cli, ("planner",)):
-        words = " ".join(path)
-        assert command.help, words
-        for parameter in command.params:
+    for context in _writer().walk(cli, "planner"):
+        assert context.command.help, context.command_path
+        for parameter in context.command.params:
             if isinstance(parameter, click.Option):
-                assert parameter.help, f"{words} {parameter.opts[0]}"
+                assert parameter.help, f"{context.command_path} {parameter.opts[0]}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

@@ -201,6 +201,17 @@ def changes(workload: tuple[int, int]) -> str:
     return table((*heads, "ratio simulated", "ratio program"), rows)
 
 
+def fed_zigzag(overrides: tuple[str, ...], policy: Any, workload: tuple[int, int]) -> dict[str, Any] | None:
+    """Run zig-zag with a diagonal's block and groups, or with half groups where those do not fit the GPU."""
+    groups, size = policy["num_groups"], policy["gpu_batch"]
+    for parts in (1, 2):
+        fixed = (f"gpu_batch={size // parts}", f"num_groups={groups * parts}")
+        plan = run(Case("", overrides, fixed), workload, "zigzag")
+        if plan is not None:
+            return plan
+    return None
+
+
 def enough_memory() -> str:
     """Zig-zag with the diagonal's block, in a machine with the memory for it."""
     rows = []
@@ -210,10 +221,8 @@ def enough_memory() -> str:
             zigzag = run(Case("", (*NO_DISK, *extra)), workload, "zigzag")
             if diagonal is None or zigzag is None:
                 continue
-            policy = diagonal["policy"]
-            fixed = (f"gpu_batch={policy['gpu_batch']}", f"num_groups={policy['num_groups']}")
             larger = (*NO_DISK, f"tiers.cpu.capacity={memory}", *extra)
-            fed = run(Case("", larger, fixed), workload, "zigzag")
+            fed = fed_zigzag(larger, diagonal["policy"], workload)
             rows.append(
                 (
                     f"{workload[0]}, {workload[1]}",

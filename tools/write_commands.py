@@ -23,22 +23,22 @@ line on standard error; `planner --debug COMMAND ...` shows the traceback too.
 """
 
 
-def walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Go through a command and all that lie below it, with the words to type for each."""
-    yield path, command
+def walk(command: click.Command, name: str, above: click.Context | None = None) -> Iterator[click.Context]:
+    """Go through a command and all that lie below it, each in the context that the shell would give it."""
+    settings = command.context_settings | {"terminal_width": WIDTH, "max_content_width": WIDTH}
+    context = click.Context(command, info_name=name, parent=above, **settings)
+    yield context
     if isinstance(command, click.Group):
-        for name in sorted(command.commands):
-            yield from walk(command.commands[name], (*path, name))
+        for below in sorted(command.commands):
+            yield from walk(command.commands[below], below, context)
 
 
 def page() -> str:
     """Make the text of the page."""
     parts = [_HEAD]
-    for path, command in walk(cli, ("planner",)):
-        settings = {"terminal_width": WIDTH, "max_content_width": WIDTH}
-        context = click.Context(command, info_name=" ".join(path), **command.context_settings | settings)
-        text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
-        parts.append(f"## {' '.join(path)}\n\n```text\n{text}\n```\n")
+    for context in walk(cli, "planner"):
+        text = "\n".join(line.rstrip() for line in context.get_help().splitlines())
+        parts.append(f"## {context.command_path}\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
 
 
