@@ -10,7 +10,7 @@ from planner.choices import Options, fits_queue, unit_of
 from planner.problem import Outer, Problem
 from planner.program import Program, Solution
 from simulator.hardware import TIERS
-from simulator.policy import CpuAttention, Policy, Split, cohorts_in_flight
+from simulator.policy import CACHE_ON_CPU_ENGINE, CpuAttention, Policy, Split, cohorts_in_flight
 
 _GAIN = 1e-4  # relative; a smaller block must be faster by more than this
 _NOISE = 1e-6  # fractions that the solver leaves where zero is meant
@@ -181,6 +181,24 @@ def small_block(solver: Solver, best: Candidate) -> Candidate | None:
     solution = solver.solve(outer, block)
     why = "smallest block within 1 % of the best"
     return candidate_of(solver.problem, outer, block, solution, why) if solution is not None else None
+
+
+def one_sided(solver: Solver, best: Candidate) -> list[Candidate]:
+    """Compute all attention on the CPU, or all on the GPU, where the program shares it between them.
+
+    Sharing often gains next to nothing under perfect overlap, and costs more than that in contention.
+    """
+    on_cpu = float(CACHE_ON_CPU_ENGINE @ best.policy.placement())
+    if solver.options.pins.get("cpu_attention") is not None or not 0.02 < on_cpu < 0.98:
+        return []
+    sides = []
+    for share, side in ((1.0, "CPU"), (0.0, "GPU")):
+        outer = replace(best.outer, smallest_batch=None, pins=(*best.outer.pins, ("cpu_attention", share)))
+        solution = solver.solve(outer, best.policy.block)
+        if solution is not None:
+            why = f"attention all on the {side}"
+            sides.append(candidate_of(solver.problem, outer, best.policy.block, solution, why))
+    return sides
 
 
 def polished(solver: Solver, candidate: Candidate) -> Candidate:

@@ -26,7 +26,7 @@ def certificate(problem: Problem, options: Options, result: SearchResult, best: 
     policy = best.placed.policy
     top = ceiling(problem, allowed_shapes(options))
     moved, least = io_bytes(problem, best)
-    outer = replace(best.candidate.outer, smallest_batch=None)
+    outer = replace(best.candidate.outer, smallest_batch=None, pins=options.pins.placement())
     program = Program(problem, outer, policy.block).solve()
     lp = best.candidate.lp_tok_s
     if program is not None:

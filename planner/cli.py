@@ -159,7 +159,10 @@ def plan(  # noqa: PLR0913 - one parameter per option
     "--trace", type=click.Path(path_type=Path, dir_okay=False), help="Write a Chrome/Perfetto trace here."
 )
 @click.option(
-    "--passes", type=click.IntRange(min=1), metavar="COUNT", help="Play a sample of passes  [default: all]"
+    "--passes",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    help="Play about so many passes, sampled  [default: all]",
 )
 @click.option("--hw", "hardware", metavar="NAME|PATH", help="Play it on another machine than the plan's.")
 @click.option(

@@ -36,18 +36,20 @@ class Evaluated:
 def fit(problem: Problem, candidate: Candidate, fixed: Collection[str] = ()) -> Placed | None:
     """Lay a policy out; while a tier is overfull by rounding, place again with less memory, or drop groups.
 
-    Returns None if it cannot be made to fit. ``fixed`` names variables that the user pinned.
+    Every attempt holds back a tensor more, since less than one need not change how tensors fall. Returns None
+    if it cannot be made to fit. ``fixed`` names variables that the user pinned.
     """
     policy: Policy | None = candidate.policy
     held_back = dict.fromkeys(TIERS, 0.0)
     while policy is not None:
-        for _ in range(_FIT_ATTEMPTS):
+        for attempt in range(_FIT_ATTEMPTS):
             placed = lay_out(problem.model, problem.runtime, problem.workload, policy)
             spare = spare_memory(problem, placed)
             if min(spare.values()) >= -1.0:
                 return placed
             for tier, room in spare.items():
-                held_back[tier] += _MARGIN * max(0.0, -room)
+                if room < -1.0:
+                    held_back[tier] += _MARGIN * -room + attempt * _smallest_matrix(placed)
             again = _placed_again(problem, candidate.outer, policy.block, held_back)
             if again is None:
                 break
@@ -73,6 +75,13 @@ def _placed_again(
     if solution is None:
         return None
     return policy_of(problem, outer, block, program.solve(traffic=solution.seconds * (1 + 1e-7)) or solution)
+
+
+def _smallest_matrix(placed: Placed) -> float:
+    """Give the bytes of the smallest matrix of a block: the grain of a layout."""
+    shape, model = placed.shape, placed.model
+    matrices = [weight for weight in model.layer_weights() if weight.is_matrix]
+    return min(model.weight_bytes((each,), shape.weight_bits, shape.quant_group) for each in matrices)
 
 
 def spare_memory(problem: Problem, placed: Placed) -> dict[TierName, float]:

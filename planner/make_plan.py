@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 
-from planner.blocks import Candidate, candidate_of, polished
+from planner.blocks import Candidate, candidate_of, one_sided, polished
 from planner.certificate import certificate
 from planner.choices import Options, roots, smallest_block
 from planner.evaluate import FINAL_TASKS, Evaluated, evaluate, passes_within
@@ -17,7 +17,7 @@ from planner.prices import limits, prices
 from planner.problem import Problem
 from planner.program import Program, memory_limit
 from planner.search import SearchResult, preference, search
-from simulator.errors import InfeasibleError, PlannerError
+from simulator.errors import InfeasibleError, InputError, PlannerError
 from simulator.hardware import TierName
 from simulator.simulate import simulate
 
@@ -41,10 +41,11 @@ def make_plan(request: Request) -> Plan:
 
     Raises:
         InfeasibleError: nothing fits; the message says what is short and what would fit.
-        InputError: the options contradict each other.
+        InputError: the options contradict each other, or the model cannot hold the workload's sequences.
         PlannerError: the prediction broke a law of physics.
     """
     problem, limit = request.problem, request.problem.max_latency
+    _check_positions(problem)
     quickest = math.inf
     for _ in range(_LATENCY_TRIES):
         result = search(problem, request.options)
@@ -71,6 +72,20 @@ def make_plan(request: Request) -> Plan:
     raise InfeasibleError(explain(request.problem, request.options))
 
 
+def _check_positions(problem: Problem) -> None:
+    """Refuse sequences longer than the model was made for.
+
+    Raises:
+        InputError: prompt and generated tokens exceed the model's positions.
+    """
+    work, most = problem.workload, problem.model.max_positions
+    if work.prompt_len + work.gen_len - 1 > most:
+        raise InputError(
+            f"workload: {work.prompt_len} tokens in and {work.gen_len} out exceed the {most} positions of "
+            f"{problem.model.name}; shorten --prompt-len or --gen-len"
+        )
+
+
 def _simulate_best(request: Request, problem: Problem, result: SearchResult) -> list[Evaluated]:
     """Simulate the candidates that promise most, at least one of each family that is near."""
     evaluated: list[Evaluated] = []
@@ -78,13 +93,23 @@ def _simulate_best(request: Request, problem: Problem, result: SearchResult) -> 
     promising = _promising(problem, result.candidates)
     # The others count only where the layouts of these leave no room.
     for candidates in (promising, result.candidates, _smallest_blocks(request, problem, result)):
-        for candidate in candidates:
-            one = evaluate(problem, polished(result.solver, candidate), fixed)
-            if one is not None:
-                evaluated.append(replace(one, found_as=candidate))
+        evaluated += _evaluated(problem, result, candidates, fixed)
         if evaluated:
-            break
+            near = [
+                side
+                for side in one_sided(result.solver, _choose(evaluated).candidate)
+                if side.effective_tok_s >= _NEAR * result.candidates[0].effective_tok_s
+            ]
+            return evaluated + _evaluated(problem, result, near, fixed)
     return evaluated
+
+
+def _evaluated(
+    problem: Problem, result: SearchResult, candidates: Iterable[Candidate], fixed: dict[str, object]
+) -> list[Evaluated]:
+    """Lay out and simulate candidates; those that do not fit are left out."""
+    tried = ((each, evaluate(problem, polished(result.solver, each), fixed)) for each in candidates)
+    return [replace(one, found_as=candidate) for candidate, one in tried if one is not None]
 
 
 def _smallest_blocks(request: Request, problem: Problem, result: SearchResult) -> Iterator[Candidate]:
@@ -132,7 +157,7 @@ def _choose(tried: list[Evaluated]) -> Evaluated:
 def _assemble(request: Request, result: SearchResult, tried: list[Evaluated], best: Evaluated) -> Plan:
     problem, placed = request.problem, best.placed
     policy, gen_len = placed.policy, problem.workload.gen_len
-    outer = replace(best.candidate.outer, smallest_batch=None)
+    outer = replace(best.candidate.outer, smallest_batch=None, pins=request.options.pins.placement())
     relaxed = Program(problem, outer).solve() or best.candidate.solution
     plan = Plan(
         planner_version=metadata.version("offload-planner"),
@@ -181,7 +206,9 @@ def _alternatives(
     """List what was considered beside the winner, best first, with the reason that it lost."""
     simulated = {id(one.found_as): one for one in tried}
     found = []
-    for candidate in result.candidates:
+    known = {id(candidate) for candidate in result.candidates}
+    beside = [one.found_as for one in tried if id(one.found_as) not in known]
+    for candidate in [*result.candidates, *beside]:
         if candidate is best.found_as:
             continue
         one = simulated.get(id(candidate))

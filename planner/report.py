@@ -26,15 +26,17 @@ _BAR = 24
 def duration(seconds: float) -> str:
     """Write a time as people say it.
 
-    >>> duration(75.0), duration(8000.0), duration(0.5)
-    ('1 min 15 s', '2 h 13 min', '0.5 s')
+    >>> duration(75.0), duration(8000.0), duration(0.5), duration(539.9), duration(7199.0)
+    ('1 min 15 s', '2 h 13 min', '0.5 s', '9 min 0 s', '2 h 0 min')
     """
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.3g} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {seconds % 60:.0f} s"
-    if seconds < 48 * 3600:
-        return f"{int(seconds // 3600)} h {(seconds % 3600) / 60:.0f} min"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
     return f"{seconds / 86400:.1f} days"
 
 

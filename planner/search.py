@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from planner.blocks import Candidate, Solver, best_block, best_queue_factor, small_block
-from planner.choices import GROUP_SIZES, Options, group_sizes, roots, unit_of
+from planner.choices import Options, group_sizes, roots, unit_of
 from planner.problem import Outer, Problem
 
 #: A node is pursued only if its relaxation beats its family's best by more than this; by more, far behind.
@@ -120,25 +121,32 @@ def _beside(solver: Solver, found: dict[Outer, Candidate]) -> list[Candidate]:
     if not found:
         return []
     leaders: dict[_Family, Candidate] = {}
-    for each in sorted(found.values(), key=preference):
-        leaders.setdefault(_family(each.outer), each)
+    for candidate in sorted(found.values(), key=preference):
+        leaders.setdefault(_family(candidate.outer), candidate)
     top = max(leaders.values(), key=lambda each: each.effective_tok_s)
-    beside: list[Candidate] = []
+    beside = []
     for leader in leaders.values():
-        factors = (0.5, 2, 4) if leader is top else (2,)
-        for size in _neighbours(leader.outer.gpu_batch, factors):
-            outer = replace(leader.outer, gpu_batch=size)
-            unit = unit_of(solver.problem, outer)
-            block = leader.policy.block // unit * unit
-            if block and outer not in found and size in group_sizes(solver.problem, options, leader.outer):
-                neighbour = best_block(solver, outer, float(block))
-                beside += [neighbour] if neighbour is not None else []
+        for outer, block in _neighbours(solver, leader, (0.5, 2, 4) if leader is top else (2,)):
+            if outer not in found:
+                beside.append(best_block(solver, outer, float(block)))
     if options.pins.get("num_groups") is None and options.schedule != "row":
-        small = small_block(solver, top)
-        beside += [small] if small is not None else []
-    return beside
+        beside.append(small_block(solver, top))
+    return [candidate for candidate in beside if candidate is not None]
 
 
-def _neighbours(size: int, factors: tuple[float, ...]) -> list[int]:
-    """List the group sizes nearest to multiples of one."""
-    return [min(GROUP_SIZES, key=lambda other: abs(math.log(other / (size * factor)))) for factor in factors]
+def _neighbours(solver: Solver, leader: Candidate, factors: tuple[float, ...]) -> Iterator[tuple[Outer, int]]:
+    """List the group sizes nearest to multiples of a candidate's, each with about the same block."""
+    policy, prompts = leader.policy, solver.problem.workload.num_prompts
+    sizes = group_sizes(solver.problem, solver.options, leader.outer)
+    if prompts is not None and len(factors) > 1:
+        factors = (*factors, policy.num_groups)  # a short queue may be one group
+    for size in dict.fromkeys(_nearest(sizes, policy.gpu_batch * factor) for factor in factors):
+        outer = replace(leader.outer, gpu_batch=size)
+        unit = unit_of(solver.problem, outer)
+        block = policy.block if prompts is not None else policy.block // unit * unit
+        if block:
+            yield outer, block
+
+
+def _nearest(sizes: tuple[int, ...], aim: float) -> int:
+    return min(sizes, key=lambda size: abs(math.log(size / aim)))
