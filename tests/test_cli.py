@@ -141,12 +141,12 @@ def test_the_workload_is_as_asked() -> None:
 
 def test_choices_of_form_and_schedule() -> None:
     """--quantize and --schedule limit what comes out; auto may do anything."""
-    assert planned(*MAIN, "--quantize", "both").policy.weight_bits == 4
-    assert planned(*MAIN, "--quantize", "cache").policy.cache_bits == 4
-    assert planned(*MAIN, "--schedule", "zigzag").schedule in ("zigzag", "row")
-    assert planned(*MAIN, "--schedule", "diagonal").schedule == "diagonal"
-    assert planned(*MAIN, "--schedule", "row").policy.num_groups == 1
-    speeds = [planned(*MAIN, "--quantize", each).predictions.throughput_tok_s for each in ("none", "auto")]
+    assert planned(*SMALL, "--quantize", "both").policy.weight_bits == 4
+    assert planned(*SMALL, "--quantize", "cache").policy.cache_bits == 4
+    assert planned(*SMALL, "--schedule", "zigzag").schedule in ("zigzag", "row")
+    assert planned(*SMALL, "--schedule", "diagonal").schedule == "diagonal"
+    assert planned(*SMALL, "--schedule", "row").policy.num_groups == 1
+    speeds = [planned(*SMALL, "--quantize", each).predictions.throughput_tok_s for each in ("none", "auto")]
     assert speeds[1] >= speeds[0]
 
 

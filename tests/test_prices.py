@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from planner.prices import Figure, figures, limits, prices
@@ -71,6 +71,7 @@ def test_prices_are_differences_on_real_machines(hardware: str, model: str, oute
     assert check(problem, outer, solution, share=1e-4, rel=1e-3) >= 1
 
 
+@settings(max_examples=25)
 @given(cases())
 def test_prices_are_differences(case: tuple[Problem, Outer]) -> None:
     """Each price is the slope of the program's throughput on drawn machines too."""

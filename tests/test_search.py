@@ -82,7 +82,7 @@ def test_no_group_size_of_its_own_is_better(problem: Problem, size: int) -> None
             assert candidate.lp_tok_s <= result.bound_tok_s * (1 + 1e-6)
 
 
-@settings(max_examples=SEARCHES)
+@settings(max_examples=SEARCHES // 2)
 @given(problems(), st.sampled_from(["none", "auto"]))
 def test_two_searches_are_equal(problem: Problem, quantize: str) -> None:
     """The same question has the same candidates in the same order."""
