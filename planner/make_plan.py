@@ -21,7 +21,7 @@ from simulator.errors import InfeasibleError, InputError, PlannerError
 from simulator.hardware import TierName
 from simulator.simulate import simulate
 
-_SIMULATED = 6
+_SIMULATED = 5
 _NEAR = 0.9  # of the best answer by the program, to be worth a simulation
 _TIE = 1e-3
 _LATENCY_TRIES = 4

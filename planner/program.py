@@ -219,14 +219,16 @@ def define_demand(program: Program) -> None:
 
 
 def define_turns(program: Program) -> None:
-    """A single group in flight waits for its own attention: ``demand_gpu(x) + demand_cpu(x) <= T_phase``."""
+    """A single group waits for its own attention: ``gpu(x) - beside_cpu(x) + cpu(x) <= T_phase``.
+
+    Only the GPU's part of the same attention goes on meanwhile.
+    """
     if program.block != program.outer.gpu_batch:
         return
     lanes = [LANES.index("gpu"), LANES.index("cpu")]
     for variable, phase in zip(("admission", "others"), program.phases, strict=True):
-        terms, constant = program.scaled(
-            phase.per_pass[lanes].sum(axis=0), phase.per_sequence[lanes].sum(axis=0)
-        )
+        per_sequence = phase.per_sequence[lanes].sum(axis=0) - phase.beside_cpu
+        terms, constant = program.scaled(phase.per_pass[lanes].sum(axis=0), per_sequence)
         program.add(f"gpu and cpu in turn, {variable}", terms | {variable: -1.0}, -constant)
 
 

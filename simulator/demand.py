@@ -26,7 +26,10 @@ from simulator.workload import Workload
 
 #: Operations that every placement runs: their launch latencies belong to the demand.
 _ALWAYS = ("qkv", "mlp", "head", "embed", "attend_prompt")
+#: Operations of the GPU that do not wait for the CPU's attention in the same cell.
+_BESIDE_CPU = ("quantize_cache", "dequantize_cache", "attend")
 _ONE = PLACEMENT.index("one")
+_GPU = LANES.index("gpu")
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,15 @@ class Demand:
         per_pass: affine form of what all its passes need, whatever the block. [R, len(PLACEMENT)]
         per_sequence: affine form per sequence in flight. [R, len(PLACEMENT)]
         carry: what buffers let a lane do before or after the phase. [R, len(PLACEMENT)]
+        beside_cpu: of ``per_sequence``, what the GPU can do while the CPU attends for the same cell.
+            [len(PLACEMENT)]
     """
 
     passes: int
     per_pass: FloatArray
     per_sequence: FloatArray
     carry: FloatArray
+    beside_cpu: FloatArray
 
     def at(self, placement: FloatArray, block: float) -> FloatArray:
         """Evaluate: seconds on each lane, bytes (or seconds) on each capacity. [R]"""
@@ -83,6 +89,7 @@ def period_demand(  # noqa: PLR0913 - what decides the form of the demand, each 
     per_sequence = np.zeros((2, summing.resources, len(PLACEMENT)))
     per_pass = np.zeros_like(per_sequence)
     carry = np.zeros((summing.resources, len(PLACEMENT)))
+    beside_cpu = np.zeros((2, len(PLACEMENT)))
     ahead = runtime.attention_lookahead
     slots = _carried(buffer_slots(runtime, prefetch, ahead), ahead + 1)
     for name, work in cell_work(model, shape, runtime, kinds).items():
@@ -95,14 +102,17 @@ def period_demand(  # noqa: PLR0913 - what decides the form of the demand, each 
         per_sequence[0] += weighted[in_admission].sum(axis=0)
         per_sequence[1] += weighted[~in_admission].sum(axis=0)
         carry += slots.get(name, 0) * each.max(axis=0)
+        if name in _BESIDE_CPU:
+            beside_cpu[0] += weighted[in_admission, _GPU].sum(axis=0)
+            beside_cpu[1] += weighted[~in_admission, _GPU].sum(axis=0)
     for kind, count in ((CellKind.BLOCK, model.num_layers), (CellKind.HEAD, 1)):
         for name, work in layer_work(model, shape, kind).items():
             each = summing.forms(name, work)[0]
             per_pass += np.array([1.0, every - 1.0])[:, None, None] * count * each
             carry = np.maximum(carry, carry + slots[name] * each) if kind == CellKind.BLOCK else carry
     return (
-        Demand(1, per_pass[0], per_sequence[0], carry),
-        Demand(every - 1, per_pass[1], per_sequence[1], carry),
+        Demand(1, per_pass[0], per_sequence[0], carry, beside_cpu[0]),
+        Demand(every - 1, per_pass[1], per_sequence[1], carry, beside_cpu[1]),
     )
 
 

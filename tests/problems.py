@@ -110,7 +110,8 @@ def seconds_per_sequence(problem: Problem, outer: Outer, block: int, placements:
         carried = (placements @ phase.carry.T) / limits
         longest = np.maximum(0.0, (demand - carried).max(axis=1))
         if block == outer.gpu_batch:  # one group waits for its own attention
-            longest = np.maximum(longest, demand[:, LANES.index("gpu")] + demand[:, LANES.index("cpu")])
+            both = demand[:, LANES.index("gpu")] + demand[:, LANES.index("cpu")]
+            longest = np.maximum(longest, both - block * (placements @ phase.beside_cpu))
         apart += longest
         whole += demand
     return np.maximum(apart, whole.max(axis=1)) / block
