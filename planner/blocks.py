@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from planner.choices import Options, fits_queue, unit_of
-from planner.problem import Outer, Problem
-from planner.program import Program, Solution
+from planner.problem import Outer, Problem, Solution
+from planner.program import Program
 from simulator.hardware import TIERS
 from simulator.policy import CACHE_ON_CPU_ENGINE, CpuAttention, Policy, Split, cohorts_in_flight
 

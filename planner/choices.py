@@ -137,6 +137,10 @@ def _staggers(problem: Problem, options: Options) -> list[int | None]:
     if "diagonal" in wanted and gen_len > 1:
         spread = {math.ceil(gen_len / cohorts) for cohorts in _COHORTS if cohorts <= gen_len} | {1}
         staggers += sorted(every for every in spread if cohorts_in_flight(every, gen_len) > 1)
+    if not staggers:
+        raise InputError(
+            f"--schedule {options.schedule}: sequences of one generated token cannot be staggered"
+        )
     return staggers
 
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from planner.blocks import Candidate, policy_of
-from planner.problem import Outer, Problem
-from planner.program import Program, memory_limit
+from planner.problem import Outer, Problem, memory_limit
+from planner.program import Program
 from simulator.hardware import TIERS, TierName
 from simulator.layout import Placed, lay_out
 from simulator.policy import Policy

@@ -13,8 +13,8 @@ from planner.blocks import candidate_of
 from planner.choices import Options, roots, smallest_block
 from planner.evaluate import fit
 from planner.linear import Row, minimise
-from planner.problem import Outer, Problem
-from planner.program import Program, memory_limit
+from planner.problem import Outer, Problem, memory_limit
+from planner.program import Program
 from simulator.hardware import TIERS, TierName
 from simulator.operations import total_weight_bytes
 from simulator.units import GB, GIB

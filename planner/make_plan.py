@@ -14,8 +14,8 @@ from planner.evaluate import FINAL_TASKS, Evaluated, evaluate, passes_within
 from planner.infeasible import explain
 from planner.plan import Alternative, Machine, Plan, SearchStatistics, TierMemory
 from planner.prices import limits, prices
-from planner.problem import Problem
-from planner.program import Program, memory_limit
+from planner.problem import Problem, memory_limit
+from planner.program import Program
 from planner.search import SearchResult, preference, search
 from simulator.errors import InfeasibleError, InputError, PlannerError
 from simulator.hardware import TierName

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from planner.problem import Outer, Problem
-from planner.program import Program, Solution
+from planner.problem import Outer, Problem, Solution
+from planner.program import Program
 from simulator.hardware import HardwareProfile
 from simulator.schema import Record
 from simulator.units import GB, GIB, TFLOP

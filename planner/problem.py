@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from simulator.hardware import HardwareProfile
 from simulator.model import ModelSpec
 from simulator.operations import Shape
+from simulator.policy import FloatArray
 from simulator.runtime import Runtime
 from simulator.workload import Workload
 
@@ -61,3 +62,32 @@ def prompt_batch(gpu_batch: int, prompt_len: int, tokens: int = PROMPT_TOKENS) -
     """
     divisors = [size for size in range(1, gpu_batch + 1) if gpu_batch % size == 0]
     return next((size for size in divisors if size * prompt_len >= tokens), gpu_batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """An optimum of the program.
+
+    Attributes:
+        seconds: time of a period per sequence in flight. [s]
+        block: sequences in flight, 1 / tau.
+        placement: value of every placement variable.
+        throughput: generated tokens per second under perfect overlap.
+        duals: d(seconds) / d(right-hand side) of every row, by name.
+        values: value of every variable of the program, by name.
+    """
+
+    seconds: float
+    block: float
+    placement: FloatArray
+    throughput: float
+    duals: dict[str, float]
+    values: dict[str, float]
+
+
+def memory_limit(hardware: HardwareProfile, tier: str, *, pinned: bool) -> tuple[str, float]:
+    """Give the name of a tier's memory row and the bytes that a plan may fill. [B]"""
+    memory = hardware.tiers[tier]  # type: ignore[index]
+    if tier == "cpu" and pinned and memory.pinnable is not None and memory.pinnable < memory.usable:
+        return "cpu memory (pinned)", memory.pinnable
+    return f"{tier} memory", memory.usable

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.linear import Optimum, Row, minimise
-from planner.problem import PROMPT_TOKENS, Outer, Problem
+from planner.problem import PROMPT_TOKENS, Outer, Problem, Solution, memory_limit
 from simulator.cost import Rates
 from simulator.demand import period_demand, resource_limits
-from simulator.hardware import LANES, TIERS, HardwareProfile
+from simulator.hardware import LANES, TIERS
 from simulator.memory import Batch, MemoryItem, lookahead, memory_items
+from simulator.operations import CellKind, layer_weight_bytes, total_weight_bytes
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
 from simulator.units import GB
 
@@ -30,27 +31,6 @@ _CACHE = slice(4, 9)
 _ACTIVATIONS = slice(9, 12)
 #: More groups than this buy nothing that larger groups do not, and cost launches and simulation time.
 MAX_GROUPS = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """An optimum of the program.
-
-    Attributes:
-        seconds: time of a period per sequence in flight. [s]
-        block: sequences in flight, 1 / tau.
-        placement: value of every placement variable.
-        throughput: generated tokens per second under perfect overlap.
-        duals: d(seconds) / d(right-hand side) of every row, by name.
-        values: value of every variable of the program, by name.
-    """
-
-    seconds: float
-    block: float
-    placement: FloatArray
-    throughput: float
-    duals: dict[str, float]
-    values: dict[str, float]
 
 
 @dataclass
@@ -79,6 +59,7 @@ class Program:
             prefetch=outer.prefetch,
         )
         define_placement(self)
+        define_loads(self)
         define_demand(self)
         define_turns(self)
         define_memory(self)
@@ -103,6 +84,22 @@ class Program:
             mixed = per_sequence[index] * block if is_weight else per_pass[index] / block
             terms[name] += float(mixed if self.block else min(0.0, mixed))
         return {name: value for name, value in terms.items() if value}, float(per_sequence[0])
+
+    def demand(self, per_pass: FloatArray, per_sequence: FloatArray) -> tuple[dict[str, float], float]:
+        """Write demand as :meth:`scaled` does, counting of the weights only what a pass moves.
+
+        All that recurs once a pass on a placement of weights is loads of layers (``define_loads``). What a
+        buffer saves on them stays with the weights themselves.
+        """
+        terms, constant = self.scaled(per_pass, per_sequence)
+        once, read = (float(per_pass[PLACEMENT.index(name)]) for name in ("weights_cpu", "weights_disk"))
+        for load, saving, names in (
+            (once, "layers_loaded", ("weights_cpu", "weights_disk")),
+            (read - once, "layers_read", ("weights_disk",)),
+        ):
+            if load > 0.0:
+                terms |= {saving: load} | {name: terms.get(name, 0.0) - load for name in names}
+        return terms, constant
 
     def add(
         self,
@@ -137,7 +134,7 @@ class Program:
         """Give the order of magnitude of every variable, in which the solver measures it."""
         tau = 1.0 / (self.block or math.sqrt(math.prod(self.blocks)))
         kernels = [tau * each.per_pass[0, 0] + each.per_sequence[0, 0] for each in self.phases]
-        weights = dict.fromkeys(PLACEMENT[_WEIGHTS], tau)
+        weights = dict.fromkeys([*PLACEMENT[_WEIGHTS], "layers_loaded", "layers_read"], tau)
         times = dict.fromkeys(("admission", "others"), float(sum(kernels)))
         return dict.fromkeys(PLACEMENT[1:], 1.0) | weights | times | {"tau": tau}
 
@@ -171,7 +168,7 @@ class Program:
         for phase in self.phases:
             per_pass = phase.per_pass[: len(LANES)].sum(axis=0)
             per_sequence = phase.per_sequence[: len(LANES)].sum(axis=0)
-            for name, value in self.scaled(per_pass, per_sequence)[0].items():
+            for name, value in self.demand(per_pass, per_sequence)[0].items():
                 total[name] = total.get(name, 0.0) + value
         # Among placements of equal traffic, the nearer tier is simpler to run.
         for weight, name in enumerate(("activations_gpu", "activations_cpu", "activations_disk")):
@@ -195,6 +192,24 @@ def define_placement(program: Program) -> None:
         program.add("block at most the queue", {"tau": -1.0}, -1.0 / most)
 
 
+def define_loads(program: Program) -> None:
+    """Rows of the embedding table are looked up where they lie: ``W (wc + wd) - E <= (W - E) loaded``.
+
+    Whole tensors are laid out so that the table leaves the GPU first (and the CPU, for ``wd`` and ``read``).
+    Where tensors are cut into rows all of them are cut alike: ``wc + wd = loaded``, ``wd = read``.
+    """
+    model, shape = program.problem.model, program.outer.shape
+    whole = total_weight_bytes(model, shape)
+    table = (
+        layer_weight_bytes(model, shape, CellKind.EMBED) if program.problem.runtime.grain == "tensor" else 0.0
+    )
+    away = {"layers_loaded": ("weights_cpu", "weights_disk"), "layers_read": ("weights_disk",)}
+    for name, tiers in away.items():
+        least = dict.fromkeys(tiers, whole) | {"tau": -table, name: table - whole}
+        program.add(f"{name} at least", least, scale=1.0 / whole)
+        program.add(f"{name} at most", dict.fromkeys(tiers, -1.0) | {name: 1.0})
+
+
 def define_demand(program: Program) -> None:
     """Time covers every lane and capacity: ``demand_r(x) - carry_r(x) <= limit_r * T_phase``, and in all.
 
@@ -208,10 +223,10 @@ def define_demand(program: Program) -> None:
         scale = 1.0 / most
         for variable, phase in phases.items():
             per_pass = phase.per_pass[index] - phase.carry[index]
-            terms, constant = program.scaled(per_pass, phase.per_sequence[index])
+            terms, constant = program.demand(per_pass, phase.per_sequence[index])
             program.add(f"{name}, {variable}", terms | {variable: -most}, -constant, scale=scale)
         admission, others = program.phases
-        terms, constant = program.scaled(
+        terms, constant = program.demand(
             admission.per_pass[index] + others.per_pass[index],
             admission.per_sequence[index] + others.per_sequence[index],
         )
@@ -248,14 +263,6 @@ def define_memory(program: Program) -> None:
         terms, constant = _memory_terms(program, [item for item in items if item.tier == tier])
         terms["tau"] = terms.get("tau", 0.0) - capacity
         program.add(name, terms, -constant, scale=1.0 / GB)
-
-
-def memory_limit(hardware: HardwareProfile, tier: str, *, pinned: bool) -> tuple[str, float]:
-    """Give the name of a tier's memory row and the bytes that a plan may fill. [B]"""
-    memory = hardware.tiers[tier]  # type: ignore[index]
-    if tier == "cpu" and pinned and memory.pinnable is not None and memory.pinnable < memory.usable:
-        return "cpu memory (pinned)", memory.pinnable
-    return f"{tier} memory", memory.usable
 
 
 def _memory_terms(program: Program, items: list[MemoryItem]) -> tuple[dict[str, float], float]:

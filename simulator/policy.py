@@ -94,7 +94,8 @@ class Policy(Record):
 
     ``stagger`` is the number of passes between admissions; None admits a whole block at once (zig-zag).
     ``prompt_batch`` is the number of sequences whose prompts are computed together; it divides
-    ``gpu_batch``. ``prefetch`` is how many layers ahead weights are loaded.
+    ``gpu_batch``. ``prefetch`` is how many layers ahead weights are loaded. Without ``overlap`` nothing runs
+    beside anything else.
     """
 
     gpu_batch: Count
@@ -109,6 +110,7 @@ class Policy(Record):
     stagger: Count | None = None
     prompt_batch: Count | None = None
     pinned: bool = True
+    overlap: bool = True
     prefetch: Annotated[int, Field(ge=1, le=8)] = 1
 
     @model_validator(mode="after")

@@ -11,14 +11,13 @@ import math
 import numpy as np
 from hypothesis import strategies as st
 
-from planner.problem import Outer, Problem
-from planner.program import memory_limit
+from planner.problem import Outer, Problem, memory_limit
 from simulator.cost import Rates
 from simulator.demand import period_demand, resource_limits
 from simulator.hardware import LANES, TIERS, HardwareProfile
 from simulator.memory import Batch, lookahead, memory_items
 from simulator.model_config import load_model
-from simulator.operations import Shape, total_weight_bytes
+from simulator.operations import CellKind, Shape, layer_weight_bytes, total_weight_bytes
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
 from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
@@ -106,15 +105,36 @@ def seconds_per_sequence(problem: Problem, outer: Outer, block: int, placements:
     )
     whole, apart = np.zeros((len(placements), len(limits))), np.zeros(len(placements))
     for phase in phases:
-        demand = np.array([phase.at(placement, block) for placement in placements]) / limits
-        carried = (placements @ phase.carry.T) / limits
-        longest = np.maximum(0.0, (demand - carried).max(axis=1))
+        scaling = block * (placements @ phase.per_sequence.T)
+        demand = (scaling + _recurring(problem, outer, placements, phase.per_pass)) / limits
+        early = (scaling + _recurring(problem, outer, placements, phase.per_pass - phase.carry)) / limits
+        longest = np.maximum(0.0, early.max(axis=1))
         if block == outer.gpu_batch:  # one group waits for its own attention
             both = demand[:, LANES.index("gpu")] + demand[:, LANES.index("cpu")]
             longest = np.maximum(longest, both - block * (placements @ phase.beside_cpu))
         apart += longest
         whole += demand
     return np.maximum(apart, whole.max(axis=1)) / block
+
+
+def _recurring(problem: Problem, outer: Outer, placements: FloatArray, forms: FloatArray) -> FloatArray:
+    """Evaluate what recurs once a pass: [P, 12] and [R, 12] become [P, R].
+
+    Of weights, only layers move, and the embedding table is off the GPU first. What is saved stays with the
+    weights as they are placed.
+    """
+    whole = total_weight_bytes(problem.model, outer.shape)
+    table = layer_weight_bytes(problem.model, outer.shape, CellKind.EMBED)
+    table *= problem.runtime.grain == "tensor"
+    wc, wd = PLACEMENT.index("weights_cpu"), PLACEMENT.index("weights_disk")
+    others = forms.copy()
+    others[:, [wc, wd]] = 0.0
+    total = placements @ others.T
+    away = placements[:, wc] + placements[:, wd]
+    for share, form in ((away, forms[:, wc]), (placements[:, wd], forms[:, wd] - forms[:, wc])):
+        moved = np.maximum(0.0, (whole * share - table) / (whole - table))
+        total += np.where(form > 0.0, np.outer(moved, form), np.outer(share, form))
+    return total
 
 
 def memory_used(problem: Problem, outer: Outer, block: int, placements: FloatArray) -> FloatArray:

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from planner.prices import Figure, figures, limits, prices
-from planner.problem import Outer, Problem
-from planner.program import Program, Solution
+from planner.problem import Outer, Problem, Solution
+from planner.program import Program
 from simulator.units import GIB
 from tests.problems import cases, problem_of
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from planner.blocks import Solver, best_block
 from planner.choices import Options
 from planner.linear import Row, minimise
-from planner.problem import Outer, Problem, prompt_batch
-from planner.program import MAX_GROUPS, Program, Solution
+from planner.problem import Outer, Problem, Solution, prompt_batch
+from planner.program import MAX_GROUPS, Program
 from simulator.cost import Rates
 from simulator.hardware import HardwareProfile
 from simulator.policy import PLACEMENT
