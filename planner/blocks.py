@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from planner.choices import Options, fits_queue, unit_of
+from planner.choices import Options, fits_queue, one_group, unit_of
 from planner.problem import Outer, Problem, Solution
 from planner.program import Program
 from simulator.hardware import TIERS
@@ -130,7 +130,7 @@ def _blocks(solver: Solver, outer: Outer, relaxed_block: float | None) -> list[i
     groups = solver.options.pins.get("num_groups")
     if groups is not None:
         return [groups * outer.gpu_batch]
-    if solver.options.schedule == "row":
+    if one_group(solver.problem, solver.options):
         return [outer.gpu_batch]
     if relaxed_block is None:
         return []

@@ -18,7 +18,8 @@ from planner.bounds import kv_bytes_read, sweep_rate_range
 from planner.linear import Row, minimise
 from planner.problem import Problem
 from simulator.cost import Rates
-from simulator.operations import OP, OPERATIONS, CellKind, Shape, layer_weight_bytes, total_weight_bytes
+from simulator.layers import CellKind, Shape, layer_weight_bytes, total_weight_bytes
+from simulator.operations import BLOCK_STAGES, OP, OPERATIONS
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def ceiling(problem: Problem, shapes: list[Shape]) -> Ceiling:
 def _ceiling_of(problem: Problem, shape: Shape) -> Ceiling:
     tiers = problem.hardware.tiers
     one = _sequence(problem, shape)
-    room = sum(tier.usable for tier in tiers.values()) - total_weight_bytes(problem.model, shape)
+    room = sum(tier.usable for tier in tiers.values()) - total_weight_bytes(
+        problem.model, shape, problem.runtime
+    )
     if room <= 0:
         return Ceiling(0.0, "memory")
     count = problem.workload.num_prompts or math.inf
@@ -77,7 +80,7 @@ def _demands(problem: Problem, shape: Shape, one: _Sequence) -> list[tuple[str, 
     """List (resource, fixed seconds, seconds a sweep, seconds more if the CPU attends to everything)."""
     tiers, best = problem.hardware.tiers, _best_rates(problem)
     gpu, above_disk = tiers["gpu"].usable, tiers["gpu"].usable + tiers["cpu"].usable
-    h2d, disk = best.copy("h2d").bandwidth, best.copy("disk_read").bandwidth
+    h2d, disk = _loading(best), best.copy(OPERATIONS[OP["read_weights"]]).bandwidth
     hbm = best.roofline(OPERATIONS[OP["mlp"]]).bandwidth
     attention, cache = one.attention_seconds, one.cache_read
     on_gpu = attention + one.prompt_seconds
@@ -99,9 +102,14 @@ def _demands(problem: Problem, shape: Shape, one: _Sequence) -> list[tuple[str, 
 
 def _best_rates(problem: Problem) -> Rates:
     """Rates of pinned or pageable copies, whichever is faster."""
-    pinned = Rates(problem.hardware, problem.model.dtype, pinned=True)
-    pageable = Rates(problem.hardware, problem.model.dtype, pinned=False)
-    return max(pinned, pageable, key=lambda rates: rates.copy("h2d").bandwidth)
+    pinned = Rates(problem.hardware, problem.runtime, problem.model.dtype, pinned=True)
+    pageable = Rates(problem.hardware, problem.runtime, problem.model.dtype, pinned=False)
+    return max(pinned, pageable, key=_loading)
+
+
+def _loading(rates: Rates) -> float:
+    """Give the faster of the rates at which weights and cache are loaded to the GPU. [B/s]"""
+    return max(rates.copy(OPERATIONS[OP[name]]).bandwidth for name in ("load_weights", "load_cache"))
 
 
 def _sequence(problem: Problem, shape: Shape) -> _Sequence:
@@ -109,7 +117,7 @@ def _sequence(problem: Problem, shape: Shape) -> _Sequence:
     model, workload = problem.model, problem.workload
     best = _best_rates(problem)
     tokens = workload.prompt_len + workload.gen_len - 1
-    linear = model.num_layers * (model.linear_flops("qkv") + model.linear_flops("mlp"))
+    linear = model.num_layers * sum(model.linear_flops(stage) for stage in BLOCK_STAGES)
     flops = tokens * linear + workload.gen_len * model.linear_flops("head")
     prompt = OPERATIONS[OP["attend_prompt"]]
     attend, attend_cpu = OPERATIONS[OP["attend"]], OPERATIONS[OP["attend_cpu"]]
@@ -126,9 +134,9 @@ def _sequence(problem: Problem, shape: Shape) -> _Sequence:
 
     prompt_flops = model.num_layers * model.attention_flops(float(workload.prompt_len), 0.0)
     layers = model.num_layers * model.weight_bytes(model.layer_weights())
-    head = layer_weight_bytes(model, shape, CellKind.HEAD)
+    head = layer_weight_bytes(model, shape, problem.runtime, CellKind.HEAD)
     return _Sequence(
-        swept=model.num_layers * layer_weight_bytes(model, shape, CellKind.BLOCK) + head,
+        swept=model.num_layers * layer_weight_bytes(model, shape, problem.runtime, CellKind.BLOCK) + head,
         swept_expanded=layers + head,
         cache_read=read * model.kv_bytes(shape.cache_bits, shape.quant_group),
         cache_expanded=expanded,

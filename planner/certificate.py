@@ -16,6 +16,7 @@ from planner.plan import Bounds
 from planner.problem import Problem
 from planner.program import Program
 from planner.search import SearchResult
+from simulator.layers import first_loaded
 from simulator.operations import OP
 from simulator.policy import CACHE_ON_CPU_ENGINE
 from simulator.simulate import Simulation
@@ -56,10 +57,11 @@ def io_bytes(problem: Problem, best: Evaluated) -> tuple[float, float]:
     """
     placed, policy = best.placed, best.placed.policy
     model, workload, tiers = problem.model, problem.workload, problem.hardware.tiers
-    moved = sum(_counted_bytes(best.simulation, name) for name in ("load_weights", "load_cache"))
+    loads = ("load_weights", "relay_weights", "load_cache")
+    moved = sum(_counted_bytes(best.simulation, name) for name in loads)
     stored = model.kv_bytes(policy.cache_bits, policy.quant_group)
     read = kv_bytes_read(model.num_layers * stored, workload.prompt_len, workload.gen_len)
-    weights = float(placed.layer_bytes[1:].sum())
+    weights = float(placed.layer_bytes[first_loaded(placed.runtime) :].sum())
     gpu, room = tiers["gpu"].usable, sum(tier.usable for tier in tiers.values()) - weights
     crossing = 1.0 - float(CACHE_ON_CPU_ENGINE @ placed.placement)
     per_sequence = moved / best.simulation.schedule.window.sequences

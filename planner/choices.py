@@ -6,13 +6,15 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from planner.pins import Pins
 from planner.problem import Outer, Problem
 from simulator.errors import InputError
-from simulator.operations import Shape
+from simulator.hardware import TIERS
+from simulator.layers import Shape
 from simulator.policy import Bits, ScheduleName, cohorts_in_flight
+from simulator.runtime import Runtime
 
 Quantize = Literal["none", "weights", "cache", "both", "auto"]
 
@@ -53,16 +55,48 @@ def roots(problem: Problem, options: Options) -> Iterator[Outer]:
         InputError: pinned variables contradict each other or the engine.
     """
     pins = options.pins
-    base = Outer(
-        gpu_batch=1,
-        prefetch=pins.get("prefetch", 1),
-        prompt_batch=pins.get("prompt_batch"),
-        pins=pins.placement(),
-    )
+    base = Outer(gpu_batch=1, prefetch=pins.get("prefetch", 1), prompt_batch=pins.get("prompt_batch"))
+    if one_group(problem, options) and pins.get("num_groups", 1) > 1:
+        raise InputError(f"--fix num_groups={pins.get('num_groups')}: row by row there is one group; drop it")
     for shape, stagger, pinned in itertools.product(
         allowed_shapes(options), _staggers(problem, options), _pinning(problem, options)
     ):
-        yield replace(base, shape=shape, stagger=stagger, pinned=pinned)
+        for homes in _homes(problem.runtime, pins, shape):
+            fixed = (*pins.placement(), *homes.placement())
+            yield replace(base, shape=shape, stagger=stagger, pinned=pinned, pins=fixed)
+
+
+def one_group(problem: Problem, options: Options) -> bool:
+    """Tell whether all sequences in flight must be one group."""
+    return options.schedule == "row" or set(problem.runtime.schedules) == {"row"}
+
+
+def _homes(runtime: Runtime, pins: Pins, shape: Shape) -> list[Pins]:
+    """List where the engine may keep what it keeps on one tier, and whether the CPU attends, to all or none.
+
+    Raises:
+        InputError: the user pinned such a class elsewhere.
+    """
+    free: list[list[tuple[str, Any]]] = []
+    for name, tiers in runtime.homes.items():
+        whole = {tier: tuple(float(tier == other) for other in TIERS) for tier in tiers}
+        asked = pins.get(name)
+        if asked is None:
+            free.append([(name, split) for split in whole.values()])
+        elif asked not in whole.values():
+            raise InputError(
+                f"--fix {name}: runtime {runtime.name} keeps it whole, on {' or '.join(tiers)}; drop it"
+            )
+    if runtime.cpu_attention == "whole" and pins.get("cpu_attention") is None:
+        shares = (0.0, 1.0) if shape.cache_bits == 16 else (0.0,)
+        free.append([("cpu_attention", share) for share in shares])
+    return [each for each in map(Pins, itertools.product(*free)) if not _idle(each, pins)]
+
+
+def _idle(homes: Pins, pins: Pins) -> bool:
+    """Tell whether the CPU is to attend to a cache that lies on the GPU: the same as not."""
+    cache = homes.get("cache", pins.get("cache"))
+    return bool(homes.get("cpu_attention")) and cache is not None and cache[0] == 1.0
 
 
 def unit_of(problem: Problem, outer: Outer) -> int:

@@ -10,20 +10,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from planner.choices import Options
-from planner.listings import FORMATS, console, hardware, models, runtimes
-from planner.make_plan import Request, make_plan
-from planner.pins import parse_pins
-from planner.plan import Plan, read_plan
-from planner.problem import Problem
-from planner.report import print_plan
-from simulator.errors import InputError, PlannerError
-from simulator.model_config import load_model
-from simulator.profiles import load_profile
-from simulator.runtime import load_runtime
-from simulator.schema import decode
-from simulator.units import DURATION
-from simulator.workload import Workload
+from planner.compare import compare
+from planner.listings import FORMATS, hardware, models, runtimes
+from planner.plan import read_plan
+from planner.plan_command import plan
+from planner.validate import validate
+from simulator.errors import PlannerError
 
 
 class _Group(click.Group):
@@ -66,91 +58,13 @@ def _one_line(text: str) -> str:
 
 @click.group(
     cls=_Group,
-    commands=[hardware, models, runtimes],
+    commands=[compare, hardware, models, plan, runtimes, validate],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="offload-planner", prog_name="planner")
 def cli(debug: bool) -> None:
     """Plan and simulate large language models on machines they do not fit in."""
-
-
-@cli.command()
-@click.option(
-    "--hw", "hardware", required=True, metavar="NAME|PATH", help="Machine: a shipped profile or a file."
-)
-@click.option(
-    "--model", required=True, metavar="NAME|PATH", help="Model: from the catalogue, or a config.json."
-)
-@click.option("--prompt-len", default="512", show_default=True, metavar="TOKENS", help="Tokens of a prompt.")
-@click.option(
-    "--gen-len", default="32", show_default=True, metavar="TOKENS", help="Tokens generated from each."
-)
-@click.option("--num-prompts", metavar="COUNT", help="How many prompts wait  [default: a long queue]")
-@click.option("--max-latency", metavar="TIME", help='Limit from admission to last token, such as "600 s".')
-@click.option(
-    "--quantize",
-    type=click.Choice(["none", "weights", "cache", "both", "auto"]),
-    default="none",
-    show_default=True,
-    help="What may be stored in 4 bits; auto lets the planner choose.",
-)
-@click.option(
-    "--schedule",
-    type=click.Choice(["zigzag", "diagonal", "row", "auto"]),
-    default="auto",
-    show_default=True,
-    help="How the work may be traversed.",
-)
-@click.option(
-    "--runtime", default="reference", show_default=True, metavar="NAME", help="Engine that runs the plan."
-)
-@click.option(
-    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a figure of the machine."
-)
-@click.option("--fix", "fixed", multiple=True, metavar="NAME=VALUE", help="Pin a policy variable.")
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this file (JSON)."
-)
-@click.option("--format", "output", type=FORMATS, default="text", show_default=True, help="What to print.")
-def plan(  # noqa: PLR0913 - one parameter per option
-    hardware: str,
-    model: str,
-    prompt_len: str,
-    gen_len: str,
-    num_prompts: str | None,
-    max_latency: str | None,
-    quantize: Any,
-    schedule: Any,
-    runtime: str,
-    overrides: tuple[str, ...],
-    fixed: tuple[str, ...],
-    out: Path | None,
-    output: str,
-) -> None:
-    """Find the best way to run a model on a machine, and say what to expect.
-
-    \b
-    planner plan --hw a100-80 --model opt-175b
-    planner plan --hw t4-16 --model opt-30b --fix gpu_batch=48 --fix num_groups=3
-    planner plan --hw a100-80 --model opt-175b --set tiers.cpu.capacity="512 GiB"
-    """  # noqa: D301 - click reads the escape
-    problem = Problem(
-        hardware=load_profile(hardware, overrides),
-        model=load_model(model),
-        workload=_workload(prompt_len, gen_len, num_prompts),
-        runtime=load_runtime(runtime),
-        max_latency=_duration(max_latency),
-    )
-    request = Request(problem, Options(quantize, schedule, parse_pins(fixed)), overrides)
-    console = Console(stderr=True)
-    with console.status("planning"):
-        result = make_plan(request)
-    if out is not None:
-        _write(out, result.to_json())
-    _show(result, output)
-    if out is not None and output == "text":
-        click.echo(f"\nwritten: {out}")
 
 
 @cli.command()
@@ -188,53 +102,6 @@ def simulate(
     with console.status("simulating"):
         outcome = replay(read_plan(plan_file), hardware, overrides, passes, trace)
     click.echo(outcome.to_json() if output == "json" else outcome.text(), nl=False)
-
-
-def _workload(prompt_len: str, gen_len: str, num_prompts: str | None) -> Workload:
-    texts = {"prompt_len": prompt_len, "gen_len": gen_len, "num_prompts": num_prompts}
-    values = {name: _count(name, text) for name, text in texts.items() if text is not None}
-    return decode(Workload, values, "workload")
-
-
-def _count(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        option = name.replace("_", "-")
-        raise InputError(f"--{option}: expected a whole number such as 512; got {text!r}") from None
-
-
-def _duration(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        seconds = DURATION.parse(text)
-    except ValueError as error:
-        raise InputError(f"--max-latency: {error}") from None
-    if seconds <= 0:
-        raise InputError(f"--max-latency: it must be more than 0; got {text!r}")
-    return seconds
-
-
-def _show(result: Plan, output: str) -> None:
-    if output == "json":
-        click.echo(result.to_json(), nl=False)
-    else:
-        print_plan(result, console())
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file.
-
-    Raises:
-        InputError: the place cannot be written to.
-    """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"--out {path}: cannot be written ({(error.strerror or 'unknown').lower()})"
-        ) from None
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from planner.linear import Row, minimise
 from planner.problem import Outer, Problem, memory_limit
 from planner.program import Program
 from simulator.hardware import TIERS, TierName
-from simulator.operations import total_weight_bytes
+from simulator.layers import total_weight_bytes
 from simulator.units import GB, GIB
 
 _MARGIN = 1.02
@@ -108,7 +108,7 @@ def _enough(
     problem: Problem, options: Options, outer: Outer, block: int, tier: TierName, missing: float
 ) -> float:
     """Give memory on a tier with which a block fits, to three digits; infinite if none does. [B]"""
-    layer = total_weight_bytes(problem.model, outer.shape) / (problem.model.num_layers + 1)
+    layer = total_weight_bytes(problem.model, outer.shape, problem.runtime) / (problem.model.num_layers + 1)
     for share in _LAYERS:
         amount = _rounded_up((missing * _MARGIN + share * layer) / GIB) * GIB
         if amount and fits(_with_more(problem, tier, amount), options, outer, block):

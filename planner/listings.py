@@ -12,6 +12,7 @@ from rich.table import Table
 from simulator.hardware import TIERS
 from simulator.model import ModelSpec
 from simulator.model_config import catalogue_names, load_model
+from simulator.pipelines import load_pipeline, pipeline_names
 from simulator.profiles import load_profile, shipped_profiles
 from simulator.runtime import load_runtime, runtime_names
 from simulator.units import GIB
@@ -86,4 +87,6 @@ def runtimes() -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name in runtime_names():
         table.add_row(name, load_runtime(name).description)
+    for name in pipeline_names():
+        table.add_row(name, load_pipeline(name).description)
     console().print(table)

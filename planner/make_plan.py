@@ -129,7 +129,8 @@ def _promising(problem: Problem, candidates: list[Candidate]) -> list[Candidate]
     gen_len = problem.workload.gen_len
     kinds: dict[object, Candidate] = {}
     for candidate in candidates:
-        kinds.setdefault((candidate.outer.shape, candidate.policy.schedule(gen_len)), candidate)
+        kind = (candidate.outer.shape, candidate.policy.schedule(gen_len), candidate.outer.pins)
+        kinds.setdefault(kind, candidate)
     chosen = sorted(kinds.values(), key=preference)[:_SIMULATED]
     top = candidates[0].effective_tok_s if candidates else 0.0
     near = [each for each in candidates if each.effective_tok_s >= _NEAR * top and each not in chosen]

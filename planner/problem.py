@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.hardware import HardwareProfile
+from simulator.layers import Shape
 from simulator.model import ModelSpec
-from simulator.operations import Shape
 from simulator.policy import FloatArray
 from simulator.runtime import Runtime
 from simulator.workload import Workload
@@ -41,6 +41,10 @@ class Outer:
     prompt_batch: int | None = None
     smallest_batch: int | None = None
     pins: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        """The form of the work depends on pinning too."""
+        object.__setattr__(self, "shape", replace(self.shape, pinned=self.pinned))
 
     def prompts_together(self, problem: Problem) -> int:
         """Give the sub-batch of the prompt pass: as pinned, or the smallest that keeps kernels efficient.

@@ -18,11 +18,12 @@ import numpy as np
 
 from planner.linear import Optimum, Row, minimise
 from planner.problem import PROMPT_TOKENS, Outer, Problem, Solution, memory_limit
+from planner.program_turns import define_turns
 from simulator.cost import Rates
 from simulator.demand import period_demand, resource_limits
 from simulator.hardware import LANES, TIERS
+from simulator.layers import CellKind, layer_weight_bytes, total_weight_bytes
 from simulator.memory import Batch, MemoryItem, lookahead, memory_items
-from simulator.operations import CellKind, layer_weight_bytes, total_weight_bytes
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
 from simulator.units import GB
 
@@ -45,7 +46,8 @@ class Program:
     def __post_init__(self) -> None:
         """Read work and memory off the schedule's forms and write the rows."""
         workload, outer = self.problem.workload, self.outer
-        self.rates = Rates(self.problem.hardware, self.problem.model.dtype, outer.pinned)
+        problem = self.problem
+        self.rates = Rates(problem.hardware, problem.runtime, problem.model.dtype, outer.pinned)
         self.cohorts = cohorts_in_flight(outer.stagger, workload.gen_len)
         self.phases = period_demand(
             self.problem.model,
@@ -196,13 +198,13 @@ def define_loads(program: Program) -> None:
     """Rows of the embedding table are looked up where they lie: ``W (wc + wd) - E <= (W - E) loaded``.
 
     Whole tensors are laid out so that the table leaves the GPU first (and the CPU, for ``wd`` and ``read``).
-    Where tensors are cut into rows all of them are cut alike: ``wc + wd = loaded``, ``wd = read``.
+    Where tensors are cut into rows all of them are cut alike, and some engines load the table like any other
+    weights: ``wc + wd = loaded``, ``wd = read``.
     """
-    model, shape = program.problem.model, program.outer.shape
-    whole = total_weight_bytes(model, shape)
-    table = (
-        layer_weight_bytes(model, shape, CellKind.EMBED) if program.problem.runtime.grain == "tensor" else 0.0
-    )
+    model, shape, runtime = program.problem.model, program.outer.shape, program.problem.runtime
+    whole = total_weight_bytes(model, shape, runtime)
+    looked_up = runtime.grain == "tensor" and not runtime.loads_embeddings
+    table = layer_weight_bytes(model, shape, runtime, CellKind.EMBED) if looked_up else 0.0
     away = {"layers_loaded": ("weights_cpu", "weights_disk"), "layers_read": ("weights_disk",)}
     for name, tiers in away.items():
         least = dict.fromkeys(tiers, whole) | {"tau": -table, name: table - whole}
@@ -231,20 +233,6 @@ def define_demand(program: Program) -> None:
             admission.per_sequence[index] + others.per_sequence[index],
         )
         program.add(f"{name}, period", terms | {"admission": -most, "others": -most}, -constant, scale=scale)
-
-
-def define_turns(program: Program) -> None:
-    """A single group waits for its own attention: ``gpu(x) - beside_cpu(x) + cpu(x) <= T_phase``.
-
-    Only the GPU's part of the same attention goes on meanwhile.
-    """
-    if program.block != program.outer.gpu_batch:
-        return
-    lanes = [LANES.index("gpu"), LANES.index("cpu")]
-    for variable, phase in zip(("admission", "others"), program.phases, strict=True):
-        per_sequence = phase.per_sequence[lanes].sum(axis=0) - phase.beside_cpu
-        terms, constant = program.scaled(phase.per_pass[lanes].sum(axis=0), per_sequence)
-        program.add(f"gpu and cpu in turn, {variable}", terms | {variable: -1.0}, -constant)
 
 
 def define_memory(program: Program) -> None:

@@ -14,7 +14,7 @@ from simulator.units import GB, GIB
 
 _LANE_WORDS = {
     "gpu": "GPU kernels",
-    "cpu": "CPU attention",
+    "cpu": "CPU work",
     "h2d": "CPU to GPU",
     "d2h": "GPU to CPU",
     "disk_read": "disk reads",

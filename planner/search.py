@@ -4,8 +4,8 @@ Best first over relaxations. A node stands for a range of group sizes with every
 has the kernel efficiency of the largest and the buffers of the smallest of them, so no group size in the
 range does better. The node with the best relaxation is split, or solved for whole blocks if it is down to
 one size; among those that are as good, the smallest range, so that there soon is an answer to prune with.
-Every family (bits and kind of schedule) keeps its own best, since simulation decides in the end;
-a family whose relaxation is far behind is not pursued.
+Every family (bits, kind of schedule, homes of what lies on one tier) keeps its own best, since simulation
+decides in the end; a family whose relaxation is far behind is not pursued.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from planner.blocks import Candidate, Solver, best_block, best_queue_factor, small_block
-from planner.choices import Options, group_sizes, roots, unit_of
+from planner.choices import Options, group_sizes, one_group, roots, unit_of
 from planner.problem import Outer, Problem
 
 #: A node is pursued only if its relaxation beats its family's best by more than this; by more, far behind.
@@ -45,11 +45,11 @@ class _Node:
     block: float = field(compare=False)
 
 
-_Family = tuple[object, bool]
+_Family = tuple[object, bool, object]
 
 
 def _family(outer: Outer) -> _Family:
-    return outer.shape, outer.stagger is None
+    return outer.shape, outer.stagger is None, outer.pins
 
 
 def search(problem: Problem, options: Options) -> SearchResult:
@@ -90,7 +90,7 @@ def _push(nodes: list[_Node], solver: Solver, root: Outer, sizes: tuple[int, ...
     if not sizes:
         return
     outer = replace(root, gpu_batch=sizes[-1], smallest_batch=sizes[0])
-    solution = solver.solve(outer, _known_block(solver.options, sizes))
+    solution = solver.solve(outer, _known_block(solver, sizes))
     if solution is not None:
         smallest = replace(root, gpu_batch=sizes[0])
         throughput = solution.throughput * best_queue_factor(solver.problem, smallest)
@@ -109,9 +109,9 @@ def preference(candidate: Candidate) -> tuple[float, int, int]:
     return (-candidate.effective_tok_s, candidate.policy.block, candidate.policy.gpu_batch)
 
 
-def _known_block(options: Options, sizes: tuple[int, ...]) -> int | None:
+def _known_block(solver: Solver, sizes: tuple[int, ...]) -> int | None:
     """Give the block if both its factors are known."""
-    groups = options.pins.get("num_groups")
+    groups = 1 if one_group(solver.problem, solver.options) else solver.options.pins.get("num_groups")
     return groups * sizes[0] if groups is not None and len(sizes) == 1 else None
 
 
@@ -129,7 +129,7 @@ def _beside(solver: Solver, found: dict[Outer, Candidate]) -> list[Candidate]:
         for outer, block in _neighbours(solver, leader, (0.5, 2, 4) if leader is top else (2,)):
             if outer not in found:
                 beside.append(best_block(solver, outer, float(block)))
-    if options.pins.get("num_groups") is None and options.schedule != "row":
+    if options.pins.get("num_groups") is None and not one_group(solver.problem, options):
         beside.append(small_block(solver, top))
     return [candidate for candidate in beside if candidate is not None]
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulator.errors import InputError
-from simulator.layout import Placed, layer_kinds
-from simulator.operations import CellKind, Cells, IntArray
+from simulator.layers import WORKING, CellKind, first_loaded, layer_kinds
+from simulator.layout import Placed
+from simulator.operations import IntArray
 from simulator.passes import Pass, Window
 from simulator.policy import FloatArray
+from simulator.work import Cells
 from simulator.workload import Workload
 
 _COLUMNS = (
@@ -84,7 +86,7 @@ def make_grid(placed: Placed, window: Window) -> Grid:
     one that it continues.
     """
     policy, workload = placed.policy, placed.workload
-    kinds = np.array(layer_kinds(placed.model))
+    kinds = np.array(layer_kinds(placed.model, placed.runtime))
     positions = sorted({position for one in window.passes for _, position in one.cohorts})
     index_of = {position: index for index, position in enumerate(positions)}
     per_cohort = groups_per_cohort(policy.num_groups, policy.cohorts(workload.gen_len))
@@ -98,7 +100,8 @@ def make_grid(placed: Placed, window: Window) -> Grid:
         missing = max(0, placed.ahead + 1 - len(group))
         group = np.append(group, [_PAUSE] * missing)
         position = np.append(position, [position[0]] * missing)
-        rows = _cells_of_pass(index, group, np.array([index_of[p] for p in position.tolist()]), kinds, base)
+        at = np.array([index_of[p] for p in position.tolist()])
+        rows = _cells_of_pass(index, group, at, kinds, base, first_loaded(placed.runtime))
         rows[6] = _same_group_before(group, len(kinds), previous)
         pause = rows[2] == _PAUSE
         rows[2:7, pause] = np.array([-1, CellKind.PAUSE, 0, -1, -1])[:, None]
@@ -114,14 +117,14 @@ def make_grid(placed: Placed, window: Window) -> Grid:
 
 
 def cell_kinds(workload: Workload, positions: FloatArray, gpu_batch: int, prompt_batch: int) -> Cells:
-    """Describe the cell of every (kind of layer, position): embedding, blocks, head, each at all positions.
+    """Describe the cell of every (kind of layer, position), in the order of ``WORKING``.
 
     Position 0 is the prompt, in sub-batches; position t > 0 is one token over s + t - 1 cached ones.
     """
-    at = np.tile(positions, 3)
+    at = np.tile(positions, len(WORKING))
     prompt = at == 0
     return Cells(
-        kind=np.repeat(np.array([CellKind.EMBED, CellKind.BLOCK, CellKind.HEAD]), len(positions)),
+        kind=np.repeat(np.array(WORKING), len(positions)),
         sequences=np.where(prompt, prompt_batch, gpu_batch).astype(float),
         new=np.where(prompt, workload.prompt_len, 1).astype(float),
         cached=np.where(prompt, 0, workload.prompt_len + at - 1),
@@ -168,8 +171,10 @@ def _groups_of(one: Pass, per_cohort: int, parts: int) -> tuple[IntArray, IntArr
     return group[order], position[order]
 
 
-def _cells_of_pass(index: int, group: IntArray, position: IntArray, kinds: IntArray, base: int) -> IntArray:
-    """Repeat the groups of a pass for every layer."""
+def _cells_of_pass(
+    index: int, group: IntArray, position: IntArray, kinds: IntArray, base: int, loaded: int
+) -> IntArray:
+    """Repeat the groups of a pass for every layer; weights are loaded from layer ``loaded`` on."""
     width, layers = len(group), len(kinds)
     layer = np.repeat(np.arange(layers), width)
     cells = np.empty((10, layers * width), dtype=np.int64)
@@ -179,7 +184,7 @@ def _cells_of_pass(index: int, group: IntArray, position: IntArray, kinds: IntAr
     cells[3] = kinds[layer]
     cells[4] = np.tile(position, layers)
     cells[5] = np.where(layer > 0, base + np.arange(layers * width) - width, -1)
-    cells[7] = np.where(layer > 0, index * (layers - 1) + layer - 1, -1)
+    cells[7] = np.where(layer >= loaded, index * (layers - loaded) + layer - loaded, -1)
     cells[8] = np.tile(np.arange(width), layers)
     cells[9] = width
     return cells

@@ -4,13 +4,16 @@ What must happen follows from the model, the policy, the passes played and the l
 by what its tasks say and by the orders that waits and in-order lanes guarantee, whatever tasks take.
 
     graph       every wait is for an earlier task; the lane is the operation's
-    work        every operation that is due stands there as often as it is due, with its FLOPs and bytes
+    work        every operation that is due stands there as often as it is due, with its FLOPs, bytes and
+                kernels; a read of mapped files counts those that are read beside it
     layer order layers are computed in order, pass by pass
     order       data is there before it is used (``check_order.NEEDS``)
     weights     a layer's loads, and before each of them its part of the disk share
     prefetch    weights are loaded at most ``prefetch`` layers ahead
     slots       every slot taken is given back once, and taken again only when its users have ended
+    serial      without overlap, every task has ended before the next one starts
     barrier     where the runtime says so, tasks issued before a barrier end before those after it start
+    host        there, kernels wait for the copies that the host itself made since the barrier
 """
 
 from __future__ import annotations
@@ -22,17 +25,16 @@ import numpy as np
 from simulator.check_order import order_violations, weight_violations
 from simulator.check_slots import slot_violations
 from simulator.check_tasks import Index, Violation
-from simulator.check_work import work_violations
-from simulator.cost import LANE_OF_OPERATION
+from simulator.check_work import stream_violations, work_violations
+from simulator.cost import BEGINS, LANE_OF_OPERATION
 from simulator.errors import PlannerError
 from simulator.hardware import LANES
 from simulator.layout import Placed
-from simulator.operations import OP, OPERATIONS
+from simulator.operations import LAYER_OPERATIONS, OP, OPERATIONS
 from simulator.schedule import Schedule
 
 __all__ = ["ScheduleError", "Violation", "check", "violations"]
 
-_COMPUTES = ("embed", "qkv", "head")
 _IN_ORDER = (("embed", "qkv"), ("mlp", "head"))  # projections may run ahead of outputs
 _AROUND = 3  # tasks printed before and after the one at fault
 
@@ -65,8 +67,12 @@ def violations(schedule: Schedule, placed: Placed) -> list[Violation]:
     found += order_violations(index)
     found += weight_violations(schedule, placed, index)
     found += slot_violations(schedule, placed, index)
-    if placed.runtime.synchronization == "barrier":
-        found += _barrier_violations(schedule, index)
+    if placed.serial:
+        found += _serial_violations(schedule, index)
+    elif placed.runtime.synchronization == "barrier":
+        found += _barrier_violations(schedule, placed, index)
+        found += _host_violations(schedule, index)
+        found += stream_violations(schedule, placed)
     return found
 
 
@@ -108,9 +114,22 @@ def _layer_violations(schedule: Schedule) -> Iterator[Violation]:
             latest = max(latest, place)
 
 
-def _barrier_violations(schedule: Schedule, index: Index) -> Iterator[Violation]:
+def _serial_violations(schedule: Schedule, index: Index) -> Iterator[Violation]:
+    """Every task has ended before the next one starts; the loads of one layer may run together."""
+    loads = np.isin(schedule.operation, [OP[name] for name in LAYER_OPERATIONS])
+    place = list(zip(schedule.pass_index.tolist(), schedule.layer.tolist(), strict=True))
+    for number in range(1, len(schedule)):
+        for other in range(number - 1, -1, -1):
+            together = loads[other] and loads[number] and place[other] == place[number]
+            if not together and not index.before(other, number):
+                yield Violation("serial", number, f"task {other} need not have ended")
+            if not (loads[other] and place[other] == place[number - 1]):
+                break
+
+
+def _barrier_violations(schedule: Schedule, placed: Placed, index: Index) -> Iterator[Violation]:
     """A barrier separates what is issued before it from what is issued after it."""
-    yield from _cells_apart(schedule)
+    yield from _cells_apart(schedule, BEGINS[placed.runtime.layers])
     last_of_lane = [-1] * len(LANES)
     barrier = -1
     for number, (code, lane) in enumerate(
@@ -126,9 +145,25 @@ def _barrier_violations(schedule: Schedule, index: Index) -> Iterator[Violation]
         last_of_lane[lane] = number
 
 
-def _cells_apart(schedule: Schedule) -> Iterator[Violation]:
+def _host_violations(schedule: Schedule, index: Index) -> Iterator[Violation]:
+    """The thread that launches kernels also stages: a launch follows what it copied since the barrier."""
+    copies = [code for code, operation in enumerate(OPERATIONS) if operation.cost in ("stage", "expand")]
+    host = np.isin(schedule.operation, copies)
+    latest = -1
+    for number, (code, lane) in enumerate(
+        zip(schedule.operation.tolist(), schedule.lane.tolist(), strict=True)
+    ):
+        if code == OP["sync"]:
+            latest = -1
+        elif host[number]:
+            latest = number
+        elif latest >= 0 and LANES[lane] == "gpu" and not index.before(latest, number):
+            yield Violation("host", number, f"it need not wait for the host's copy, task {latest}")
+
+
+def _cells_apart(schedule: Schedule, begins: tuple[str, ...]) -> Iterator[Violation]:
     """A barrier stands between the computations of any two cells, and after the last."""
-    computes = np.isin(schedule.operation, [OP[name] for name in _COMPUTES])
+    computes = np.isin(schedule.operation, [OP[name] for name in begins])
     marks = np.nonzero(computes | schedule.where("sync"))[0]
     for one, next_one in zip(marks.tolist(), [*marks.tolist()[1:], -1], strict=True):
         if computes[one] and (next_one < 0 or computes[next_one]):

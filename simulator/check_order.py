@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from simulator.check_tasks import Index, Place, Violation
+from simulator.layers import first_loaded
 from simulator.layout import Placed
 from simulator.schedule import Schedule
 
@@ -37,9 +38,13 @@ NEEDS: tuple[tuple[str, str, Relation], ...] = (
     ("read_cache", "write_cache", "before"),
     ("load_cache", "read_cache", "own"),
     ("load_cache", "store_cache", "before"),
+    ("load_cache", "stage_cache", "own"),
+    ("stage_cache", "store_cache", "before"),
+    ("expand_cache", "store_cache", "before"),
     *((operation, "store_cache", "before") for operation in _CPU),
     *((operation, "read_cache", "own") for operation in _CPU),
     ("attend_cpu", "dequantize_cache_cpu", "own"),
+    ("attend_cpu", "expand_cache", "own"),
     ("attend_cpu", "store_query", "own"),
     ("attend_cpu", "store_cache", "own"),
     ("load_output", "attend_cpu", "own"),
@@ -48,6 +53,10 @@ NEEDS: tuple[tuple[str, str, Relation], ...] = (
     ("attend", "qkv", "own"),
     ("attend", "load_cache", "own"),
     ("attend", "dequantize_cache", "own"),
+    *(("project", need, "own") for need in ("qkv", "attend_prompt", "attend", "load_output")),
+    *((kernel, "dequantize_weights", "own") for kernel in ("embed", "mlp", "head")),
+    ("mlp", "project", "above"),
+    ("mlp", "load_activations", "own"),
     ("mlp", "qkv", "own"),
     ("mlp", "attend_prompt", "own"),
     ("mlp", "attend", "own"),
@@ -55,12 +64,13 @@ NEEDS: tuple[tuple[str, str, Relation], ...] = (
     ("head", "load_activations", "own"),
     ("head", "mlp", "above"),
     ("store_activations", "embed", "own"),
+    ("store_activations", "project", "own"),
     ("store_activations", "mlp", "own"),
     ("write_activations", "store_activations", "own"),
 )
 
 #: Operations that use a layer's weights; the first may expand them for the others.
-WEIGHT_USERS = ("dequantize_weights", "qkv", "mlp", "head")
+WEIGHT_USERS = ("dequantize_weights", "embed", "qkv", "project", "mlp", "head")
 
 _CLOSE = 1e-9
 
@@ -94,18 +104,30 @@ def _needed(
 
 def weight_violations(schedule: Schedule, placed: Placed, index: Index) -> Iterator[Violation]:
     """Weights: complete before their first use, their disk share before their load, not too far ahead."""
-    for (pass_index, layer), loads in index.layers["load_weights"].items():
+    mapped = placed.runtime.disk_io == "mapped"
+    from_disk = index.layers["relay_weights" if mapped else "load_weights"]
+    for (pass_index, layer), loads in loads_of_layers(index).items():
         for name in WEIGHT_USERS:
             for user in index.layers[name].get((pass_index, layer), []):
                 late = [load for load in loads if not index.before(load, user)]
                 if late:
                     message = f"{name} uses weights that need not be loaded (task {late[0]})"
                     yield Violation("weights", user, message)
-        reads = index.layers["read_weights"].get((pass_index, layer), [])
-        if reads:
-            yield from _read_first(schedule, index, loads, reads)
+        for need, loading in (("read_weights", from_disk), ("stage_weights", index.layers["load_weights"])):
+            reads = index.layers[need].get((pass_index, layer), [])
+            if reads:
+                yield from _read_first(schedule, index, loading[pass_index, layer], reads)
         yield from _not_too_early(placed, index, (pass_index, layer), loads)
     yield from _expanded(index)
+
+
+def loads_of_layers(index: Index) -> dict[tuple[int, int], list[int]]:
+    """List the tasks that bring a layer's weights to the GPU, by pass and layer, in issue order."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for name in ("load_weights", "relay_weights"):
+        for place, numbers in index.layers[name].items():
+            found[place] = sorted([*found.get(place, []), *numbers])
+    return found
 
 
 def _read_first(schedule: Schedule, index: Index, loads: list[int], reads: list[int]) -> Iterator[Violation]:
@@ -116,7 +138,7 @@ def _read_first(schedule: Schedule, index: Index, loads: list[int], reads: list[
         loaded += schedule.bytes[load]
         read = sum(schedule.bytes[other] for other in reads if index.before(other, load))
         if read / read_in_all < loaded / loaded_in_all - _CLOSE:
-            message = "it loads weights that need not have been read from the disk"
+            message = "it loads weights that need not have been read, or staged, before"
             yield Violation("weights", load, message)
 
 
@@ -124,11 +146,12 @@ def _not_too_early(
     placed: Placed, index: Index, place: tuple[int, int], loads: list[int]
 ) -> Iterator[Violation]:
     """A layer is loaded when the one ``prefetch`` + 1 before it, in this pass or the last, is done."""
-    layers = placed.model.num_layers + 1
-    number = place[0] * layers + place[1] - 1 - (placed.policy.prefetch + 1)
+    first = first_loaded(placed.runtime)
+    layers = len(placed.layer_bytes) - first
+    number = place[0] * layers + place[1] - first - (placed.policy.prefetch + 1)
     if number < 0:
         return
-    before = (number // layers, number % layers + 1)
+    before = (number // layers, number % layers + first)
     for name in WEIGHT_USERS:
         for user in index.layers[name].get(before, []):
             if not index.before(user, loads[0]):
@@ -140,6 +163,7 @@ def _not_too_early(
 def _expanded(index: Index) -> Iterator[Violation]:
     """Quantised weights that are expanded once for a layer are expanded before any cell uses them."""
     for place, expanding in index.layers["dequantize_weights"].items():
-        for user in index.layers["qkv"].get(place, []):
-            if not index.before(expanding[0], user):
-                yield Violation("order", user, f"weights are expanded later, by task {expanding[0]}")
+        for name in WEIGHT_USERS[1:]:
+            for user in index.layers[name].get(place, []):
+                if not index.before(expanding[0], user):
+                    yield Violation("order", user, f"weights are expanded later, by task {expanding[0]}")

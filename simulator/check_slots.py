@@ -32,14 +32,14 @@ class Use:
 
 
 USES: dict[BufferName, Use] = {
-    "weights": Use(("load_weights",), WEIGHT_USERS, of_layer=True),
-    "weight_staging": Use(("read_weights",), ("load_weights",), of_layer=True),
+    "weights": Use(("load_weights", "relay_weights"), WEIGHT_USERS, of_layer=True),
+    "weight_staging": Use(("read_weights",), ("load_weights", "relay_weights"), of_layer=True),
     "cache": Use(("load_cache",), ("dequantize_cache", "attend")),
     "cache_staging": Use(("read_cache",), ("load_cache", "dequantize_cache_cpu", "attend_cpu")),
     "new_cache": Use(("store_cache",), ("quantize_cache", "store_cache", "attend_prompt", "attend")),
     "cache_writing": Use(("write_cache",), ("write_cache",)),
     "activations": Use(
-        ("load_activations", "store_activations"), ("qkv", "mlp", "head", "store_activations")
+        ("load_activations", "store_activations"), ("qkv", "project", "mlp", "head", "store_activations")
     ),
 }
 
@@ -115,7 +115,7 @@ def _in_order(index: Index, takes: dict[Holder, list[int]], of_layer: bool) -> l
         return sorted(takes)
 
     def computed(holder: Holder) -> tuple[int, int, int]:
-        (task,) = _tasks_of(index, ("embed", "qkv", "head"), holder, of_layer=False)
+        task = _tasks_of(index, ("embed", "qkv", "mlp", "head"), holder, of_layer=False)[0]
         return holder[0], holder[1], task
 
     return sorted(takes, key=computed)

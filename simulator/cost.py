@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.hardware import LANES, Capacity, DType, HardwareProfile, Roofline
+from simulator.hardware import LANES, Capacity, DiskLink, DType, HardwareProfile, HostLink, Roofline
 from simulator.operations import OPERATIONS, Operation
 from simulator.policy import FloatArray
+from simulator.runtime import Runtime
 
 
 class CopyRate(NamedTuple):
@@ -19,23 +20,60 @@ class CopyRate(NamedTuple):
     latency: float
 
 
+#: Bytes that pass through the CPU's memory for each byte of a task, where these are not as many.
+_HOST_TRAFFIC = {"stage": 2.0, "expand": 3.0}  # read and written; read, and written twice as wide
+
+#: The kernel that begins a (layer, group), by how an engine divides layers.
+BEGINS = {"block": ("embed", "qkv", "head"), "half": ("embed", "qkv", "mlp", "head")}
+
+
 @dataclass(frozen=True)
 class Rates:
-    """A machine as one run sees it: its profile, the model's number type, pinned or pageable host memory."""
+    """A machine as one run sees it: its profile, the engine, the model's number type, pinned host memory."""
 
     hardware: HardwareProfile
+    runtime: Runtime
     dtype: DType = "float16"
     pinned: bool = True
 
-    def copy(self, lane: str) -> CopyRate:
-        """Give the achieved copy rate of a lane that moves bytes."""
+    def copy(self, operation: Operation) -> CopyRate:
+        """Give the achieved rate of a copy: over the disk's link or the host's, for its class of tensors."""
         links = self.hardware.links
-        if lane in ("disk_read", "disk_write"):
-            disk = links.disk_read if lane == "disk_read" else links.disk_write
+        if operation.lane == "disk_read":
+            return CopyRate(links.disk_read.bandwidth, links.disk_read.latency)
+        if operation.lane == "disk_write":
+            return self._write(links.disk_write)
+        host = links.h2d if operation.lane == "h2d" else links.d2h
+        assert operation.of is not None
+        if self.runtime.pinned.of(operation.of, self.pinned):
+            rate = CopyRate(host.pinned.bandwidth, host.pinned.latency)
+        elif self.runtime.staging == "driver":
+            rate = CopyRate(host.pageable.bandwidth, host.pageable.latency)
+        elif operation.lane == "h2d":  # the host has copied it to pinned memory: ``stage_cache`` and others
+            rate = CopyRate(host.pinned.bandwidth, host.pageable.latency)
+        else:  # a thread copies it into a pinned buffer and from there to its place
+            relayed = 1.0 / (1.0 / host.pinned.bandwidth + 1.0 / _staging(host))
+            rate = CopyRate(relayed, host.pageable.latency)
+        if operation.name != "load_weights":
+            return rate
+        own = self.runtime.overheads
+        return CopyRate(rate.bandwidth * own.link_share, rate.latency + own.load_weights)
+
+    def _write(self, disk: DiskLink) -> CopyRate:
+        if self.runtime.disk_io == "direct":
             return CopyRate(disk.bandwidth, disk.latency)
-        host = links.h2d if lane == "h2d" else links.d2h
-        rate = host.pinned if self.pinned else host.pageable
-        return CopyRate(rate.bandwidth, rate.latency)
+        return CopyRate(disk.cached or disk.bandwidth, self.runtime.overheads.write_cache)
+
+    def _copy_seconds(
+        self, operation: Operation, bytes_: FloatArray, kernels: FloatArray | float
+    ) -> FloatArray:
+        """Give ``copies x latency + bytes / bandwidth``; mapped files are read by a thread each."""
+        rate = self.copy(operation)
+        disk = self.hardware.links.disk_read
+        if operation.lane != "disk_read" or self.runtime.disk_io == "direct" or disk.stream is None:
+            return np.asarray(kernels * rate.latency + bytes_ / rate.bandwidth)
+        threads = np.where(np.asarray(kernels) > 0, np.asarray(kernels) * disk.stream, np.inf)
+        return np.asarray(np.sign(kernels) * rate.latency + bytes_ / np.minimum(rate.bandwidth, threads))
 
     def roofline(self, operation: Operation) -> Roofline:
         """Give the roofline of a kernel's operation."""
@@ -45,31 +83,54 @@ class Rates:
         return engine.attention.prefill if operation.cost == "prompt_attention" else engine.attention.decode
 
     def seconds(
-        self, operation: Operation, flops: FloatArray, bytes_: FloatArray, kernels: FloatArray | float
+        self,
+        operation: Operation,
+        flops: FloatArray,
+        bytes_: FloatArray,
+        kernels: FloatArray | float,
+        steps: FloatArray | float = 0.0,
+        blocks: FloatArray | float = 0.0,
     ) -> FloatArray:
         """Give the time of work done alone at full speed, elementwise. [s]
 
         A copy takes ``copies x latency + bytes / bandwidth``, a conversion ``bytes / rate``, a kernel its
         roofline. With ``kernels`` of 0 this is homogeneous in the work, so it maps the columns of an affine
-        form whose FLOPs and bytes are proportional to the columns of its time.
+        form whose FLOPs, bytes and blocks are proportional to the columns of its time.
         """
         if operation.cost == "none":
             return np.zeros_like(bytes_)
         if operation.cost == "copy":
-            rate = self.copy(operation.lane)
-            return np.asarray(kernels * rate.latency + bytes_ / rate.bandwidth)
-        if operation.cost in ("dequantize", "quantize"):
-            conversion = self.hardware.engines["cpu" if operation.lane == "cpu" else "gpu"].conversion
-            rate_of = conversion.dequantize if operation.cost == "dequantize" else conversion.quantize
-            return np.asarray(bytes_ / rate_of)
-        return np.asarray(self.roofline(operation).seconds(flops, bytes_, kernels))
+            return self._copy_seconds(operation, bytes_, kernels)
+        if operation.cost not in ("matmul", "attention", "prompt_attention"):
+            return np.asarray(bytes_ / self._conversion(operation))
+        depth = np.divide(steps, kernels, out=np.zeros(np.shape(kernels)), where=np.asarray(kernels) > 0.0)
+        seconds = self.roofline(operation).seconds(flops, bytes_, kernels, depth, blocks)
+        if operation.name in BEGINS[self.runtime.layers]:
+            seconds = seconds + np.sign(kernels) * self.runtime.overheads.cell
+        return np.asarray(seconds)
+
+    def _conversion(self, operation: Operation) -> float:
+        """Give the rate at which an engine stages, expands, quantises or dequantises. [B/s]"""
+        if operation.cost == "stage":
+            return _staging(self.hardware.links.h2d)
+        engine = self.hardware.engines["cpu" if operation.lane == "cpu" else "gpu"]
+        conversion = engine.conversion
+        if operation.cost == "expand":
+            return conversion.expand or engine.attention.decode.bandwidth / _HOST_TRAFFIC["expand"]
+        return conversion.dequantize if operation.cost == "dequantize" else conversion.quantize
 
     def draw(
         self, capacity: Capacity, operation: Operation, bytes_: FloatArray, seconds: FloatArray
     ) -> FloatArray:
         """Give what a task takes from a shared capacity: bytes, or seconds of a share of the cores."""
         factor = capacity.lanes.get(operation.lane, 0.0)
-        return factor * (bytes_ if capacity.bandwidth is not None else seconds)
+        if capacity.bandwidth is None:
+            return factor * seconds
+        return factor * _HOST_TRAFFIC.get(operation.cost, 1.0) * bytes_
+
+
+def _staging(link: HostLink) -> float:
+    return link.staging or link.pageable.bandwidth
 
 
 def limit(capacity: Capacity) -> float:

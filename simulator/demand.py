@@ -16,16 +16,18 @@ import numpy as np
 from simulator.cells import cell_kinds
 from simulator.cost import Rates, limit
 from simulator.hardware import LANES
+from simulator.layers import WORKING, CellKind, Shape, count_layers
 from simulator.memory import BufferName, buffer_slots
 from simulator.model import ModelSpec
-from simulator.operations import OP, OPERATIONS, CellKind, Shape, Work, cell_work, layer_work
+from simulator.operations import OP, OPERATIONS
 from simulator.passes import period_positions
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
 from simulator.runtime import Runtime
+from simulator.work import Work, cell_work, layer_work
 from simulator.workload import Workload
 
 #: Operations that every placement runs: their launch latencies belong to the demand.
-_ALWAYS = ("qkv", "mlp", "head", "embed", "attend_prompt")
+_ALWAYS = ("qkv", "project", "mlp", "head", "embed", "attend_prompt")
 #: Operations of the GPU that do not wait for the CPU's attention in the same cell.
 _BESIDE_CPU = ("quantize_cache", "dequantize_cache", "attend")
 _ONE = PLACEMENT.index("one")
@@ -83,8 +85,9 @@ def period_demand(  # noqa: PLR0913 - what decides the form of the demand, each 
     beside, others = period_positions(workload, every)
     positions = np.concatenate([[0.0], beside, others])
     kinds = cell_kinds(workload, positions, gpu_batch, prompt_batch)
-    layers = np.repeat([1.0, float(model.num_layers), 1.0], len(positions))
-    in_admission = np.tile(np.arange(len(positions)) <= len(beside), 3)
+    counts = count_layers(model, runtime)
+    layers = np.repeat([float(counts[kind]) for kind in WORKING], len(positions))
+    in_admission = np.tile(np.arange(len(positions)) <= len(beside), len(WORKING))
     summing = _Sum(rates)
     per_sequence = np.zeros((2, summing.resources, len(PLACEMENT)))
     per_pass = np.zeros_like(per_sequence)
@@ -95,7 +98,7 @@ def period_demand(  # noqa: PLR0913 - what decides the form of the demand, each 
     for name, work in cell_work(model, shape, runtime, kinds).items():
         each = summing.forms(name, work)  # [C, R, 12]
         if name == "dequantize_weights" and runtime.dequantize == "per_pass":
-            once = each.max(axis=0) * model.num_layers
+            once = (each * layers[:, None, None])[:: len(positions)].sum(axis=0)  # alike at all positions
             per_pass += np.array([1.0, every - 1.0])[:, None, None] * once
             continue
         weighted = each * (layers / kinds.sequences / cohorts)[:, None, None]
@@ -105,11 +108,13 @@ def period_demand(  # noqa: PLR0913 - what decides the form of the demand, each 
         if name in _BESIDE_CPU:
             beside_cpu[0] += weighted[in_admission, _GPU].sum(axis=0)
             beside_cpu[1] += weighted[~in_admission, _GPU].sum(axis=0)
-    for kind, count in ((CellKind.BLOCK, model.num_layers), (CellKind.HEAD, 1)):
-        for name, work in layer_work(model, shape, kind).items():
+    inside = (CellKind.BLOCK, CellKind.ATTENTION, CellKind.MLP)
+    for kind, count in counts.items():
+        for name, work in layer_work(model, shape, runtime, kind).items():
             each = summing.forms(name, work)[0]
             per_pass += np.array([1.0, every - 1.0])[:, None, None] * count * each
-            carry = np.maximum(carry, carry + slots[name] * each) if kind == CellKind.BLOCK else carry
+            if kind in inside and count:
+                carry = np.maximum(carry, carry + slots[name] * each)
     return (
         Demand(1, per_pass[0], per_sequence[0], carry, beside_cpu[0]),
         Demand(every - 1, per_pass[1], per_sequence[1], carry, beside_cpu[1]),
@@ -129,11 +134,10 @@ class _Sum:
     def forms(self, name: str, work: Work) -> FloatArray:
         """Give seconds on the operation's lane and draws on capacities, with placement open. [C, R, 12]"""
         operation = OPERATIONS[OP[name]]
-        seconds = self.rates.seconds(operation, work.flops, work.bytes, 0.0)
+        seconds = self.rates.seconds(operation, work.flops, work.bytes, 0.0, 0.0, work.blocks)
         if name in _ALWAYS:
-            seconds[:, _ONE] = self.rates.seconds(
-                operation, work.flops[:, _ONE], work.bytes[:, _ONE], work.kernels
-            )
+            flops, bytes_, blocks = (form[:, _ONE] for form in (work.flops, work.bytes, work.blocks))
+            seconds[:, _ONE] = self.rates.seconds(operation, flops, bytes_, work.kernels, work.steps, blocks)
         forms = np.zeros((len(seconds), self.resources, len(PLACEMENT)))
         forms[:, LANES.index(operation.lane)] = seconds
         for index, capacity in enumerate(self.rates.hardware.capacities.values()):
@@ -149,9 +153,13 @@ def _carried(slots: dict[BufferName, int], ahead: int) -> dict[str, int]:
     """
     return {
         "load_weights": slots["weights"],
+        "stage_weights": slots["weights"],
+        "relay_weights": slots["weights"],
         "read_weights": slots["weights"] + slots["weight_staging"],
         "load_cache": slots["cache"],
         "read_cache": slots["cache"] + slots["cache_staging"],
+        "stage_cache": slots["cache"],
+        "expand_cache": slots["cache"],
         "load_activations": slots["activations"],
         "read_activations": slots["activations"],
         "store_activations": slots["activations"],

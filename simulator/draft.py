@@ -6,28 +6,39 @@ of ``OPERATIONS``). Reading the occupied places row by row gives the issue order
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from simulator.cells import Grid
 from simulator.cost import LANE_OF_OPERATION
+from simulator.layers import CellKind, first_loaded
 from simulator.layout import Placed
 from simulator.memory import BUFFERS, BufferName, buffer_slots
-from simulator.operations import LAYER_OPERATIONS, OP, OPERATIONS, CellKind, IntArray, cell_work
+from simulator.operations import LAYER_OPERATIONS, OP, OPERATIONS, IntArray
 from simulator.passes import Window
 from simulator.policy import FloatArray
 from simulator.schedule import Int8Array, Int32Array, Schedule
+from simulator.work import Work, cell_work, layer_work
 
 _LOADS = (
     "read_activations",
     "load_activations",
     "read_cache",
+    "stage_cache",
+    "expand_cache",
     "load_cache",
     "read_embeddings",
     "load_embeddings",
 )
+#: Which tiers' share of a layer (GPU, CPU, disk) its loads move.
+_TIERS_LOADED = {
+    "stage_weights": np.array([0, 1, 0]),
+    "read_weights": np.array([0, 0, 1]),
+    "load_weights": np.array([0, 1, 1]),
+    "relay_weights": np.array([0, 0, 1]),
+}
 _STORES = ("store_activations", "write_activations", "store_cache", "write_cache")
 
 
@@ -37,9 +48,7 @@ class Draft:
 
     placed: Placed
     grid: Grid
-    flops: FloatArray  # [operations, V]
-    bytes: FloatArray
-    kernels: FloatArray
+    work: dict[str, FloatArray]  # columns of ``Work``, evaluated at the layout. [operations, V]
     ids: Int32Array  # [operations, V + 1], -1 where absent; the last column answers for cell -1
     cell: IntArray  # [N]
     operation: Int8Array  # [N]
@@ -52,28 +61,34 @@ class Draft:
     @classmethod
     def of(cls, placed: Placed, grid: Grid) -> Draft:
         """Find out which operations exist and put them in order."""
-        flops, bytes_, kernels = _work(placed, grid)
-        present = (flops + bytes_) > 0
+        work = _work(placed, grid)
+        present = (work["flops"] + work["bytes"]) > 0
         present[OP["embed"]] = grid.kind == CellKind.EMBED
         shift = _row_shift(placed, grid)
         lowest = int(shift.min())
         rows = len(grid) + int(shift.max()) - lowest
+        order = _issue_order(placed)
+        column = np.argsort(order)
         occupied = np.zeros((rows, len(OPERATIONS)), dtype=bool)
         for code in range(len(OPERATIONS)):
             start = int(shift[code]) - lowest
-            occupied[start : start + len(grid), code] = present[code]
-        if placed.runtime.synchronization == "barrier":
-            occupied[:, OP["sync"]] = occupied.any(axis=1)
-        row, operation = np.nonzero(occupied)
+            occupied[start : start + len(grid), column[code]] = present[code]
+        if placed.runtime.synchronization == "barrier" and not placed.serial:
+            occupied[:, column[OP["sync"]]] = occupied.any(axis=1)
+        if placed.runtime.disk_io == "mapped" and not placed.serial:
+            work["kernels"] *= present
+            _count_streams(work["kernels"], shift - lowest, rows)
+        row, place = np.nonzero(occupied)
+        operation = order[place]
         numbers = (np.cumsum(occupied.ravel()) - 1).reshape(occupied.shape)
         ids = np.full((len(OPERATIONS), len(grid) + 1), -1, dtype=np.int32)
         for code in range(len(OPERATIONS)):
             start = int(shift[code]) - lowest
-            numbered = numbers[start : start + len(grid), code]
+            numbered = numbers[start : start + len(grid), column[code]]
             ids[code, :-1] = np.where(present[code], numbered, -1)
         cell = np.minimum(row - (shift[operation] - lowest), len(grid) - 1)
         slots = buffer_slots(placed.runtime, placed.policy.prefetch, placed.ahead)
-        draft = cls(placed, grid, flops, bytes_, kernels, ids, cell, operation.astype(np.int8), row, slots)
+        draft = cls(placed, grid, work, ids, cell, operation.astype(np.int8), row, slots)
         draft.takes = np.full(len(row), -1, np.int8)
         draft.frees = np.zeros(len(row), np.int8)
         return draft
@@ -109,17 +124,16 @@ class Draft:
         pass_index = grid.pass_index[cell]
         of_layer = np.isin(code, [OP[name] for name in LAYER_OPERATIONS])
         target = np.where(of_layer, _target(self.placed, grid)[cell], 0)
-        layers = self.placed.model.num_layers + 1
+        first = first_loaded(self.placed.runtime)
+        layers = len(self.placed.layer_bytes) - first
         sync = code == OP["sync"]
         return Schedule(
             operation=self.operation,
             lane=LANE_OF_OPERATION[self.operation],
             pass_index=np.where(of_layer, target // layers, pass_index).astype(np.int32),
-            layer=np.where(of_layer, target % layers + 1, layer).astype(np.int32),
+            layer=np.where(of_layer, target % layers + first, layer).astype(np.int32),
             group=np.where(of_layer & (group < 0), 0, group).astype(np.int32),
-            flops=np.where(sync, 0.0, self.flops[code, cell]),
-            bytes=np.where(sync, 0.0, self.bytes[code, cell]),
-            kernels=np.where(sync, 0.0, self.kernels[code, cell]),
+            **{name: np.where(sync, 0.0, column[code, cell]) for name, column in self.work.items()},
             waits_for=_matrix(self.waits, len(self.operation)),
             takes=self.takes,
             frees=self.frees,
@@ -128,34 +142,57 @@ class Draft:
         )
 
 
-def _work(placed: Placed, grid: Grid) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _work(placed: Placed, grid: Grid) -> dict[str, FloatArray]:
     """Evaluate the work of every operation in every cell at the layout. [operations, V] each."""
     at, runtime = placed.placement, placed.runtime
     real = grid.kind < CellKind.START
-    flops, bytes_, kernels = (np.zeros((len(OPERATIONS), len(grid))) for _ in range(3))
+    found = {one.name: np.zeros((len(OPERATIONS), len(grid))) for one in fields(Work)}
     for name, work in cell_work(placed.model, placed.shape, runtime, grid.kinds).items():
-        code = OP[name]
-        flops[code] = np.where(real, (work.flops @ at)[grid.work], 0.0)
-        bytes_[code] = np.where(real, (work.bytes @ at)[grid.work], 0.0)
-        kernels[code] = np.where(real, work.kernels[grid.work], 0.0)
+        for one, column in found.items():
+            values = getattr(work, one)
+            of_kind = values @ at if values.ndim > 1 else values
+            column[OP[name]] = np.where(real, of_kind[grid.work], 0.0)
+    bytes_, kernels = found["bytes"], found["kernels"]
     if runtime.dequantize == "per_pass":
         bytes_[OP["dequantize_weights"]] *= grid.column == 0
-    target = _target(placed, grid)
-    layer = np.where(target >= 0, target % (placed.model.num_layers + 1) + 1, 0)
-    whole = (grid.kind == CellKind.START) | (runtime.weight_loads == "burst")
-    first = first_column(placed, grid)
-    opens, chunk = grid.column == first, (grid.column >= first) / np.maximum(1, grid.width - first)
-    share = np.where(whole, opens, chunk) * (target >= 0)
-    streamed = placed.layer_bytes[:, 1:].sum(axis=1)
-    for name, size in (("read_weights", placed.layer_bytes[:, 2]), ("load_weights", streamed)):
-        bytes_[OP[name]] = size[layer] * share
-        kernels[OP[name]] = share > 0
+    _loads(placed, grid, bytes_, kernels)
     _embedding_rows(placed, grid, bytes_)
-    return flops, bytes_, kernels
+    return found
+
+
+def _loads(placed: Placed, grid: Grid, bytes_: FloatArray, kernels: FloatArray) -> None:
+    """Fill in the loads of the layers' weights: a piece a cell, or tensor by tensor in one burst."""
+    runtime, first = placed.runtime, first_loaded(placed.runtime)
+    target = _target(placed, grid)
+    layer = np.where(target >= 0, target % (len(placed.layer_bytes) - first) + first, 0)
+    burst = runtime.weight_loads == "burst"
+    whole = (grid.kind == CellKind.START) | burst
+    column = first_column(placed, grid)
+    opens, chunk = grid.column == column, (grid.column >= column) / np.maximum(1, grid.width - column)
+    share = np.where(whole, opens, chunk) * (target >= 0)
+    for name in layer_work(placed.model, placed.shape, runtime, CellKind.BLOCK):
+        size, tensors = (table @ _TIERS_LOADED[name] for table in (placed.layer_bytes, placed.layer_tensors))
+        if name == "load_weights" and runtime.disk_io == "mapped":
+            size, tensors = placed.layer_bytes[:, 1], placed.layer_tensors[:, 1]
+        bytes_[OP[name]] = size[layer] * share
+        kernels[OP[name]] = (share > 0) * (tensors[layer] if burst else 1)
+
+
+def _count_streams(kernels: FloatArray, shift: IntArray, rows: int) -> None:
+    """Let every mapped read know how many tensors are read at the same time as its own."""
+    reads = [code for code, operation in enumerate(OPERATIONS) if operation.lane == "disk_read"]
+    width = kernels.shape[1]
+    together = np.zeros(rows)
+    for code in reads:
+        together[shift[code] : shift[code] + width] += kernels[code]
+    for code in reads:
+        kernels[code] = np.where(kernels[code] > 0, together[shift[code] : shift[code] + width], 0.0)
 
 
 def _embedding_rows(placed: Placed, grid: Grid, bytes_: FloatArray) -> None:
     """Scale the look-up of embedding rows to where this layout has the table."""
+    if placed.runtime.loads_embeddings:
+        return
     table = placed.layer_bytes[-1 if placed.model.tied_embeddings else 0]
     on_disk, off_gpu = table[2] / table.sum(), (table[1] + table[2]) / table.sum()
     size = placed.model.hidden_bytes * (grid.kinds.sequences * grid.kinds.new)[grid.work]
@@ -167,8 +204,11 @@ def _embedding_rows(placed: Placed, grid: Grid, bytes_: FloatArray) -> None:
 def first_column(placed: Placed, grid: Grid) -> IntArray:
     """Give the place in its layer from which a cell may load weights. [V]
 
-    With lookahead the previous layer ends that much later, and only then is its slot free.
+    With lookahead the previous layer ends that much later, and only then is its slot free. Without overlap
+    the next layer is loaded when this one is done.
     """
+    if placed.serial:
+        return np.where(grid.kind == CellKind.START, 0, grid.width - 1)
     return np.where(grid.kind == CellKind.START, 0, max(0, placed.ahead - 1))
 
 
@@ -179,13 +219,34 @@ def _target(placed: Placed, grid: Grid) -> IntArray:
     return np.where((grid.weights >= 0) & (target < total), target, -1)
 
 
+def _issue_order(placed: Placed) -> IntArray:
+    """Give the operations in the order in which a row issues them.
+
+    Where loads of weights may last as long as a row does, they do not wait for the row's attention.
+    """
+    codes = list(range(len(OPERATIONS)))
+    if placed.serial:  # what loads the next layer comes last, together
+        codes.sort(key=lambda code: OPERATIONS[code].name in LAYER_OPERATIONS)
+    elif placed.runtime.synchronization == "barrier":
+        loads = [OP[name] for name in LAYER_OPERATIONS[1:]]
+        # The group before is stored first: of two groups it is also the one that is loaded.
+        stores = [OP[name] for name in ("store_activations", "write_activations")]
+        stores = stores if placed.policy.num_groups > 1 else []
+        rest = [code for code in codes if code not in (*loads, *stores)]
+        place = rest.index(OP["load_output"])
+        codes = [*stores, *rest[:place], *loads, *rest[place:]]
+    return np.array(codes)
+
+
 def _row_shift(placed: Placed, grid: Grid) -> IntArray:
     """Rows by which each operation is issued after its cell's own: lookahead, or a barrier's look-ahead."""
+    if placed.serial:
+        return np.zeros(len(OPERATIONS), dtype=np.int64)
     if placed.runtime.synchronization == "dependency":
         return np.array([placed.ahead * (operation.stage == "after") for operation in OPERATIONS])
     shift = np.zeros(len(OPERATIONS), dtype=np.int64)
     on_cpu = bool(placed.policy.cpu_attention.cpu or placed.policy.cpu_attention.disk)
-    enough = int(grid.width[grid.kind < CellKind.START].min()) > 2
+    enough = int(grid.width[grid.kind < CellKind.START].min()) > 1
     for name in _LOADS:
         shift[OP[name]] = -1 if enough or "cache" in name else 0
     for name in _STORES:

@@ -11,68 +11,95 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from simulator.barriers import add_barriers, chain
 from simulator.cells import Grid, make_grid
-from simulator.cost import LANE_OF_OPERATION
+from simulator.cost import BEGINS
 from simulator.draft import Draft, first_column
-from simulator.hardware import LANES
+from simulator.layers import CellKind
 from simulator.layout import Placed
-from simulator.operations import OP, CellKind, IntArray
-from simulator.passes import window
+from simulator.operations import IntArray
+from simulator.passes import Window, window
 from simulator.schedule import Schedule
 
+#: The kernels that may be the last of a cell.
+_ENDS = ("embed", "project", "mlp", "head")
 
-def generate(placed: Placed, max_passes: int | None = 40) -> Schedule:
-    """Make the schedule of a layout; ``max_passes`` of None plays every pass.
+
+def generate(placed: Placed, max_passes: int | None = 40, played: Window | None = None) -> Schedule:
+    """Make the schedule of a layout; ``max_passes`` of None plays every pass, ``played`` those it lists.
 
     Raises:
         InputError: the groups do not divide into the cohorts that the stagger needs.
     """
-    played = window(placed.policy, placed.workload, max_passes)
+    played = played or window(placed.policy, placed.workload, max_passes)
     grid = make_grid(placed, played)
     draft = Draft.of(placed, grid)
     _add_waits(draft)
     _add_slots(draft)
-    if placed.runtime.synchronization == "barrier":
-        _add_barriers(draft)
+    if placed.serial:
+        chain(draft)
+    elif placed.runtime.synchronization == "barrier":
+        add_barriers(draft)
     return draft.finish(played)
+
+
+#: What an operation waits for in its own cell.
+_OWN = (
+    ("embed", "load_embeddings"),
+    ("load_embeddings", "read_embeddings"),
+    ("load_activations", "read_activations"),
+    ("load_cache", "read_cache"),
+    ("load_cache", "stage_cache"),
+    ("qkv", "load_activations"),
+    ("store_cache", "quantize_cache"),
+    ("store_query", "qkv"),
+    ("store_cache", "qkv"),
+    ("write_cache", "store_cache"),
+    ("load_output", "attend_cpu"),
+    ("project", "load_output"),
+    ("mlp", "load_output"),
+    ("mlp", "load_activations"),
+    ("head", "load_activations"),
+    ("store_activations", "embed"),
+    ("store_activations", "project"),
+    ("store_activations", "mlp"),
+    ("write_activations", "store_activations"),
+    ("load_weights", "stage_weights"),
+)
+#: What it waits for in the cell of the same sequences in the layer above.
+_ABOVE = (("read_activations", "write_activations"), ("load_activations", "store_activations"))
+#: What it waits for in the cell of the same group and layer in the pass before.
+_BEFORE = (
+    ("read_cache", "write_cache"),
+    ("load_cache", "store_cache"),
+    ("stage_cache", "store_cache"),
+    ("expand_cache", "store_cache"),
+)
 
 
 def _add_waits(draft: Draft) -> None:
     """Let tasks wait for the data they use."""
     grid = draft.grid
-    above, before = grid.above, grid.before
-    draft.wait("embed", "load_embeddings")
-    draft.wait("load_embeddings", "read_embeddings")
-    for first_of_step in ("embed", "load_embeddings", "read_embeddings"):
-        draft.wait(first_of_step, "head", _last_cell_of_group_above(grid))
-    draft.wait("read_activations", "write_activations", above)
-    draft.wait("load_activations", "store_activations", above)
-    draft.wait("load_activations", "read_activations")
-    draft.wait("read_cache", "write_cache", before)
-    draft.wait("load_cache", "store_cache", before)
-    draft.wait("load_cache", "read_cache")
-    draft.wait("qkv", "load_activations")
-    draft.wait("store_cache", "quantize_cache")
-    for store in ("store_query", "store_cache"):
-        draft.wait(store, "qkv")
-    draft.wait("write_cache", "store_cache")
+    first_of_step = tuple((name, "head") for name in ("embed", "load_embeddings", "read_embeddings"))
+    token = _last_cell_of_group_above(grid)
+    for pairs, cells in ((_OWN, None), (_ABOVE, grid.above), (_BEFORE, grid.before), (first_of_step, token)):
+        for name, other in pairs:
+            draft.wait(name, other, cells)
     first_on_cpu = "dequantize_cache_cpu" if draft.has("dequantize_cache_cpu").any() else "attend_cpu"
-    for need in ("store_query", "store_cache", "read_cache"):
+    for need in ("store_query", "store_cache", "read_cache", "expand_cache"):
         draft.wait(first_on_cpu, need)
-    draft.wait(first_on_cpu, "store_cache", before)
-    draft.wait("load_output", "attend_cpu")
-    first_on_gpu = "dequantize_cache" if draft.has("dequantize_cache").any() else "attend"
-    draft.wait(first_on_gpu, "load_cache")
-    draft.wait("mlp", "load_output")
-    draft.wait("head", "load_activations")
-    draft.wait("store_activations", "mlp")
-    draft.wait("store_activations", "embed")
-    draft.wait("write_activations", "store_activations")
-    draft.wait("load_weights", "read_weights")
-    loaded = _last_load(draft)
-    first_use = "dequantize_weights" if draft.has("dequantize_weights").any() else "qkv"
-    for user in (first_use, "qkv", "head"):
-        draft.wait(user, "load_weights", np.where(grid.column == 0, loaded, -1))
+    draft.wait(first_on_cpu, "store_cache", grid.before)
+    draft.wait("dequantize_cache" if draft.has("dequantize_cache").any() else "attend", "load_cache")
+    _add_weight_waits(draft)
+
+
+def _add_weight_waits(draft: Draft) -> None:
+    """The first kernels of a layer wait for the last of its loads, and these for the disk."""
+    draft.wait(_load_from_disk(draft), "read_weights")
+    loaded = np.where(draft.grid.column == 0, _last_load(draft), -1)
+    for user in ("dequantize_weights", *BEGINS[draft.placed.runtime.layers]):
+        for load in ("load_weights", "relay_weights"):
+            draft.wait(user, load, loaded)
 
 
 def _last_cell_of_group_above(grid: Grid) -> IntArray:
@@ -180,12 +207,15 @@ def _add_weight_slots(draft: Draft) -> None:
     freed = np.full(total, -1)
     later = number[number >= slots["weights"]]
     freed[layers.opens[later]] = layers.computes_last[later - slots["weights"]]
-    for computed in ("mlp", "head"):
-        draft.wait("load_weights", computed, freed)
-    loads = draft.has("load_weights")
-    streamed = number[loads[layers.opens]]
-    draft.take("weights", "load_weights", _marks(layers.opens[streamed], total))
-    for computed in ("mlp", "head"):
+    loads, relays = draft.has("load_weights"), draft.has("relay_weights")
+    for computed in _ENDS:
+        for load in ("stage_weights", "load_weights", "relay_weights"):
+            draft.wait(load, computed, freed)
+    streamed = number[(loads | relays)[layers.opens]]
+    opened = _marks(layers.opens[streamed], total)
+    draft.take("weights", "load_weights", opened & loads)
+    draft.take("weights", "relay_weights", opened & ~loads)
+    for computed in _ENDS:
         draft.free("weights", computed, _marks(layers.computes_last[streamed], total))
     _add_staging_slots(draft, layers)
 
@@ -203,27 +233,12 @@ def _add_staging_slots(draft: Draft, layers: _Layers) -> None:
     freed = np.full(total, -1)
     if held < len(reading):
         freed[layers.opens[reading[held:]]] = layers.closes[reading[:-held]]
-    draft.wait("read_weights", "load_weights", freed)
+    load = _load_from_disk(draft)
+    draft.wait("read_weights", load, freed)
     draft.take("weight_staging", "read_weights", _marks(layers.opens[reading], total))
-    draft.free("weight_staging", "load_weights", _marks(layers.closes[reading], total))
+    draft.free("weight_staging", load, _marks(layers.closes[reading], total))
 
 
-def _add_barriers(draft: Draft) -> None:
-    """After every row all lanes wait for each other."""
-    lane = LANE_OF_OPERATION[draft.operation]
-    sync = np.nonzero(draft.operation == OP["sync"])[0]
-    row_of_sync = draft.row[sync]
-    number = np.full(int(draft.row.max()) + 2, -1)
-    number[row_of_sync] = sync
-    number = np.maximum.accumulate(number)
-    for index in range(len(LANES)):
-        tasks = np.nonzero((lane == index) & (draft.operation != OP["sync"]))[0]
-        if len(tasks) == 0:
-            continue
-        rows = draft.row[tasks]
-        is_last = np.append(rows[1:] != rows[:-1], True)
-        is_first = np.append(True, rows[1:] != rows[:-1])
-        draft.waits.append((number[rows[is_last]].astype(np.int32), tasks[is_last].astype(np.int32)))
-        before = np.where(rows > 0, number[rows - 1], -1)
-        known = is_first & (before >= 0)
-        draft.waits.append((tasks[known].astype(np.int32), before[known].astype(np.int32)))
+def _load_from_disk(draft: Draft) -> str:
+    """Name the operation that brings the disk's share of a layer to the GPU."""
+    return "relay_weights" if draft.placed.runtime.disk_io == "mapped" else "load_weights"

@@ -11,11 +11,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 import yaml
-from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
+from simulator.kernels import Roofline as Roofline  # noqa: PLC0414 - a part of profiles, taken from here
 from simulator.schema import Record
 from simulator.units import (
     BYTE_RATE,
@@ -74,48 +73,26 @@ class Tier(Record):
         return self.capacity - self.reserve
 
 
-class Roofline(Record):
-    """How long kernels take: ``kernels * latency + ((FLOP/flops)^q + (bytes/bandwidth)^q)^(1/q)``.
-
-    q is the sharpness: a large one is the classical roofline (the larger of the two), 1 is their sum.
-    """
-
-    flops: FlopRate
-    bandwidth: ByteRate
-    latency: Seconds = Field(default=0.0, validate_default=False)
-    sharpness: Annotated[float, Field(ge=1.0, le=64.0, strict=True)] = 4.0
-    source: str
-
-    def seconds(self, flops: ArrayLike, bytes_: ArrayLike, kernels: ArrayLike = 1.0) -> NDArray[np.float64]:
-        """Give the time of work done in a number of kernels, elementwise [s].
-
-        Never below FLOP/flops or bytes/bandwidth, and without latency proportional to the work.
-
-        >>> line = Roofline(flops="10 TFLOP/s", bandwidth="1 TB/s", latency="5 us", sharpness=1, source="s")
-        >>> round(float(line.seconds(flops=1e9, bytes_=2e8, kernels=2)), 6)
-        0.00031
-        """
-        compute = np.divide(flops, self.flops)
-        memory = np.divide(bytes_, self.bandwidth)
-        longer, shorter = np.maximum(compute, memory), np.minimum(compute, memory)
-        ratio = np.divide(shorter, longer, out=np.zeros_like(longer), where=longer > 0.0)
-        smooth = longer * (1.0 + ratio**self.sharpness) ** (1.0 / self.sharpness)
-        return np.asarray(np.multiply(kernels, self.latency) + smooth)
-
-
 class Peaks(Record):
-    """The physical limits of an engine, from its datasheet: FLOP/s by dtype and memory bandwidth."""
+    """The physical limits of an engine, from its datasheet: FLOP/s by dtype, memory bandwidth, cache size."""
 
     flops: dict[DType, FlopRate] = Field(min_length=1)
     memory_bandwidth: ByteRate
+    cache: Bytes | None = None
     source: str
 
 
 class Conversion(Record):
-    """Rates of group-wise quantisation, in bytes of 16-bit data produced (or consumed) per second."""
+    """Rates of conversions, in bytes of 16-bit data produced (or consumed) per second.
+
+    ``dequantize`` and ``quantize`` are group-wise; ``expand`` makes a float32 copy, which only engines that
+    attend in float32 on the CPU do (absent: a third of the bandwidth of attention over a cache, since it
+    reads once and writes twice as much).
+    """
 
     dequantize: ByteRate
     quantize: ByteRate
+    expand: ByteRate | None = None
     source: str
 
 
@@ -148,6 +125,15 @@ class Engine(Record):
             _below(f"attention.{phase}.bandwidth", kernel.bandwidth, memory, BYTE_RATE.format)
         return self
 
+    @model_validator(mode="after")
+    def _cache_has_a_size(self) -> Self:
+        kernels = {f"matmul.{dtype}": kernel for dtype, kernel in self.matmul.items()}
+        kernels |= {"attention.prefill": self.attention.prefill, "attention.decode": self.attention.decode}
+        for name, kernel in kernels.items():
+            if kernel.cached is not None and self.peak.cache is None:
+                raise ValueError(f"{name}.cached needs the size of the cache; add peak.cache")
+        return self
+
     def compute_dtype(self, dtype: DType) -> DType:
         """Choose the type that this engine computes a model of ``dtype`` in.
 
@@ -168,11 +154,16 @@ class Transfer(Record):
 
 
 class HostLink(Record):
-    """A link between CPU and GPU memory; copies differ between pinned and pageable host memory."""
+    """A link between CPU and GPU memory; copies differ between pinned and pageable host memory.
+
+    ``staging`` is how fast the CPU itself copies pageable memory to a pinned buffer, for engines that do
+    (absent: as fast as pageable copies).
+    """
 
     peak: ByteRate
     pinned: Transfer
     pageable: Transfer
+    staging: ByteRate | None = None
 
     @model_validator(mode="after")
     def _achieved_below_peak(self) -> Self:
@@ -182,10 +173,17 @@ class HostLink(Record):
 
 
 class DiskLink(Record):
-    """One direction of the disk."""
+    """One direction of the disk.
+
+    Memory-mapped files have rates of their own: ``stream`` is what one thread reads from one file, and
+    ``cached`` what the page cache takes in before it writes back, which may exceed the device's peak (absent:
+    the device's rate).
+    """
 
     peak: ByteRate
     bandwidth: ByteRate
+    stream: ByteRate | None = None
+    cached: ByteRate | None = None
     latency: Seconds = Field(default=0.0, validate_default=False)
     source: str
 

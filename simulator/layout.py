@@ -1,14 +1,12 @@
 """A policy made real: which tensor, or which share of its rows, lies on which tier.
 
-Fractions become whole tensors spread evenly over the layers (or rows of every tensor), whole (sequence,
-KV head) units of cache, whole sequences of activations. The GPU never gets more than was asked for; what is
-left over goes to the next slower tier, which may then hold up to one tensor (or unit) more than was asked.
+Fractions become whole tensors (``simulator.placing``), whole (sequence, KV head) units of cache, whole
+sequences of activations. The GPU never gets more units than was asked for; what is left over goes to the next
+slower tier, which may then hold up to one more than was asked.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -16,16 +14,14 @@ from typing import Literal
 import numpy as np
 
 from simulator.hardware import TIERS, TierName
+from simulator.layers import Shape, first_loaded
 from simulator.memory import Batch, MemoryItem, lookahead, memory_items
-from simulator.model import ModelSpec, Weight
-from simulator.operations import CellKind, Shape
+from simulator.model import ModelSpec
+from simulator.placing import PLACING, by_rows, by_tensors, split_of, tensors_of, whole
 from simulator.policy import PLACEMENT, CpuAttention, FloatArray, Policy, Split
 from simulator.runtime import Runtime
 from simulator.schema import Record
 from simulator.workload import Workload
-
-_LETTERS: dict[TierName, str] = {"gpu": "g", "cpu": "c", "disk": "d"}
-_SLACK = 1e-9
 
 
 class Layout(Record):
@@ -67,7 +63,8 @@ class Layout(Record):
 class Placed:
     """A layout with the numbers that the schedule needs.
 
-    ``layer_bytes`` are bytes of each layer (embedding, blocks, head) on each tier. [layers + 2, 3]
+    ``layer_bytes`` are bytes of each layer of the pass on each tier, ``layer_tensors`` how many matrices have
+    any there; what has one dimension is small and travels with them. [layers, 3]
     """
 
     model: ModelSpec
@@ -76,6 +73,12 @@ class Placed:
     policy: Policy
     layout: Layout
     layer_bytes: FloatArray
+    layer_tensors: FloatArray
+
+    @property
+    def serial(self) -> bool:
+        """Whether one task runs after the other."""
+        return self.runtime.synchronization == "serial" or not self.policy.overlap
 
     @property
     def shape(self) -> Shape:
@@ -91,7 +94,7 @@ class Placed:
     def ahead(self) -> int:
         """Cells that projections run ahead; without CPU attention there is nothing to wait for."""
         share = self.placement[[PLACEMENT.index("cache_cpu_on_cpu"), PLACEMENT.index("cache_disk_on_cpu")]]
-        return lookahead(self.runtime, self.policy.num_groups) if share.any() else 0
+        return lookahead(self.runtime, self.policy.num_groups) if share.any() and not self.serial else 0
 
     @cached_property
     def placement(self) -> FloatArray:
@@ -109,9 +112,10 @@ class Placed:
     def items(self) -> list[MemoryItem]:
         """List the uses of memory, with weight buffers as large as this layout's largest layer needs."""
         items = memory_items(self.model, self.shape, self.runtime, self.workload, self.batch, self.ahead)
+        first = first_loaded(self.runtime)
         largest = {
-            "weights": float(self.layer_bytes[1:, 1:].sum(axis=1).max()),
-            "weight_staging": float(self.layer_bytes[1:, 2].max()),
+            "weights": float(self.layer_bytes[first:, 1:].sum(axis=1).max()),
+            "weight_staging": float(self.layer_bytes[first:, 2].max()),
         }
         one = np.eye(len(PLACEMENT))[0]
         return [
@@ -134,7 +138,7 @@ class Placed:
 
 def shape_of(policy: Policy) -> Shape:
     """Extract what decides the form of the work."""
-    return Shape(policy.weight_bits, policy.cache_bits, policy.quant_group)
+    return Shape(policy.weight_bits, policy.cache_bits, policy.quant_group, policy.pinned)
 
 
 def batch_of(policy: Policy) -> Batch:
@@ -144,98 +148,31 @@ def batch_of(policy: Policy) -> Batch:
 
 def lay_out(model: ModelSpec, runtime: Runtime, workload: Workload, policy: Policy) -> Placed:
     """Turn a policy into a layout."""
+    tensors = tensors_of(model, runtime, shape_of(policy))
+    rows: dict[str, tuple[float, float, float]] = {}
+    letters: dict[str, str] = {}
     if runtime.grain == "row":
-        tensors, rows, layer_bytes = _by_rows(model, policy)
+        rows, held = by_rows(tensors, policy)
     else:
-        rows = {}
-        tensors, layer_bytes = _by_tensors(model, policy)
+        letters, held = by_tensors(tensors, PLACING[runtime.placement](tensors, policy))
+    layer_bytes, layer_tensors = held
     units = policy.block * model.num_kv_heads
-    cache = _whole(policy.cache, units)
+    cache = whole(policy.cache, units)
     layout = Layout(
         grain=runtime.grain,
-        tensors=tensors,
+        tensors=letters,
         rows=rows,
-        weights=_split(layer_bytes.sum(axis=0)),
+        weights=split_of(layer_bytes.sum(axis=0)),
         cache=cache,
         cpu_attention=CpuAttention(
             cpu=_whole_share(policy.cpu_attention.cpu, cache.cpu * units),
             disk=_whole_share(policy.cpu_attention.disk, cache.disk * units),
         ),
-        activations=_whole(policy.activations, policy.block),
+        activations=whole(policy.activations, policy.block),
     )
-    return Placed(model, runtime, workload, policy, layout, layer_bytes)
-
-
-def _tensors(model: ModelSpec, policy: Policy) -> Iterator[tuple[int, Weight, float]]:
-    """List (layer, tensor, bytes) in the order of the traversal; layer 0 is the embedding."""
-    block = model.layer_weights()
-    shape = shape_of(policy)
-    sizes = [model.weight_bytes((weight,), shape.weight_bits, shape.quant_group) for weight in block]
-    for weight in model.embed_weights():
-        yield 0, weight, model.weight_bytes((weight,))
-    for layer in range(1, model.num_layers + 1):
-        for weight, size in zip(block, sizes, strict=True):
-            yield layer, weight, size
-    for weight in model.head_weights():
-        yield model.num_layers + 1, weight, model.weight_bytes((weight,))
-
-
-def _by_tensors(model: ModelSpec, policy: Policy) -> tuple[dict[str, str], FloatArray]:
-    """Deal whole tensors: each to the fastest tier with room for it in its share of what was dealt so far."""
-    held = np.zeros((model.num_layers + 2, 3))
-    letters: dict[str, list[str]] = {}
-    gpu_share, host_share = policy.weights.gpu, policy.weights.gpu + policy.weights.cpu
-    dealt = on_gpu = on_host = 0.0
-    for layer, weight, size in _tensors(model, policy):
-        dealt += size
-        tier: TierName = "disk"
-        if on_gpu + size <= gpu_share * dealt + _SLACK * dealt:
-            tier = "gpu"
-        elif on_host + size <= host_share * dealt + _SLACK * dealt:
-            tier = "cpu"
-        on_gpu += size * (tier == "gpu")
-        on_host += size * (tier != "disk")
-        held[layer, TIERS.index(tier)] += size
-        letters.setdefault(weight.name, []).append(_LETTERS[tier])
-    return {name: "".join(each) for name, each in letters.items()}, held
-
-
-def _by_rows(
-    model: ModelSpec, policy: Policy
-) -> tuple[dict[str, str], dict[str, tuple[float, float, float]], FloatArray]:
-    """Cut every tensor along its rows, those of one dimension too."""
-    held = np.zeros((model.num_layers + 2, 3))
-    rows: dict[str, tuple[float, float, float]] = {}
-    for layer, weight, size in _tensors(model, policy):
-        count = weight.shape[0]
-        split = _whole(policy.weights, count)
-        rows[weight.name] = (split.gpu, split.cpu, split.disk)
-        held[layer] += size * np.array(rows[weight.name])
-    return {}, rows, held
-
-
-def _whole(split: Split, units: int) -> Split:
-    """Round a split to whole units: faster tiers down, the rest to the slowest tier that is used."""
-    gpu = math.floor(split.gpu * units + _SLACK * units)
-    host = math.floor((split.gpu + split.cpu) * units + _SLACK * units)
-    if split.disk < _SLACK:
-        host = units
-    if split.disk < _SLACK and split.cpu < _SLACK:
-        gpu = units
-    return _split(np.array([gpu, host - gpu, units - host], dtype=float))
+    return Placed(model, runtime, workload, policy, layout, layer_bytes, layer_tensors)
 
 
 def _whole_share(share: float, units: float) -> float:
     whole = round(units)
     return round(share * whole) / whole if whole else 0.0
-
-
-def _split(amounts: FloatArray) -> Split:
-    total = float(amounts.sum())
-    gpu, cpu = float(amounts[0]) / total, float(amounts[1]) / total
-    return Split(gpu=gpu, cpu=cpu, disk=max(0.0, 1.0 - gpu - cpu) if amounts[2] else 0.0)
-
-
-def layer_kinds(model: ModelSpec) -> list[CellKind]:
-    """List the layers of one pass: embedding, blocks, head."""
-    return [CellKind.EMBED, *[CellKind.BLOCK] * model.num_layers, CellKind.HEAD]

@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simulator.hardware import TierName
+from simulator.layers import (
+    CellKind,
+    Shape,
+    count_layers,
+    expanded_bytes,
+    layer_weight_bytes,
+    total_weight_bytes,
+)
 from simulator.model import ModelSpec
-from simulator.operations import CellKind, Shape, layer_weight_bytes, total_weight_bytes
 from simulator.passes import peak_tokens
 from simulator.policy import (
     ACTIVATIONS_OFF_GPU,
@@ -29,6 +36,7 @@ from simulator.workload import Workload
 BufferName = Literal[
     "weights", "weight_staging", "cache", "cache_staging", "new_cache", "cache_writing", "activations"
 ]
+_FLOAT32_BUFFERS = 2  # one is filled while the other is attended to
 BUFFERS: tuple[BufferName, ...] = (
     "weights",
     "weight_staging",
@@ -87,9 +95,11 @@ def residents(
     model: ModelSpec, shape: Shape, runtime: Runtime, workload: Workload, batch: Batch
 ) -> list[MemoryItem]:
     """Weights, cache and activations at their homes."""
-    weights = total_weight_bytes(model, shape)
+    weights = total_weight_bytes(model, shape, runtime)
     cached, at_home = peak_tokens(workload, batch.stagger, runtime.page_tokens)
-    cache = model.num_layers * cached * model.kv_bytes(shape.cache_bits, shape.quant_group)
+    cache = (
+        runtime.cache_copies * model.num_layers * cached * model.kv_bytes(shape.cache_bits, shape.quant_group)
+    )
     activations = model.hidden_bytes * at_home
     by_tier: dict[TierName, tuple[FloatArray, FloatArray, FloatArray]] = {
         "gpu": (placed(weights_gpu=1), placed(cache_gpu=1), placed(activations_gpu=1)),
@@ -110,7 +120,10 @@ def buffers(
     model: ModelSpec, shape: Shape, runtime: Runtime, workload: Workload, batch: Batch, ahead: int
 ) -> list[MemoryItem]:
     """Slots that tasks take and free, named as in ``BUFFERS``; their bytes are the largest use of each."""
-    layer = max(layer_weight_bytes(model, shape, kind) for kind in (CellKind.BLOCK, CellKind.HEAD))
+    loaded = [kind for kind, count in count_layers(model, runtime).items() if count]
+    if not runtime.loads_embeddings:
+        loaded.remove(CellKind.EMBED)
+    layer = max(layer_weight_bytes(model, shape, runtime, kind) for kind in loaded)
     context = batch.gpu_batch * workload.context_len
     new = max(batch.prompt_batch * workload.prompt_len, batch.gpu_batch)
     stored = model.kv_bytes(shape.cache_bits, shape.quant_group)
@@ -144,11 +157,17 @@ def workspaces(
             "attention inputs", "cpu", (1 + ahead) * 2 * batch.gpu_batch * projected * CACHE_ON_CPU_ENGINE
         ),
     ]
+    if runtime.relay:
+        items.append(MemoryItem("copy buffers", "cpu", runtime.relay * ALWAYS))
+    if runtime.cpu_attention_dtype == "float32":
+        items.append(
+            MemoryItem("float32 cache", "cpu", 2.0 * context * CACHE_ON_CPU_ENGINE, _FLOAT32_BUFFERS)
+        )
     if shape.weight_bits < 16:
-        expanded = model.weight_bytes(model.layer_weights())
+        expanded = max(expanded_bytes(model, runtime, kind) for kind in count_layers(model, runtime))
         # With lookahead a layer is expanded while the last groups still use the one before.
         per_pass = 2.0 if ahead else 1.0
-        share = per_pass if runtime.dequantize == "per_pass" else 0.5
+        share = per_pass if runtime.dequantize == "per_pass" else 1.0
         items.append(MemoryItem("expanded weights", "gpu", share * expanded * ALWAYS))
     if shape.cache_bits < 16:
         items.append(MemoryItem("expanded cache", "gpu", context * CACHE_ON_GPU_ENGINE))

@@ -44,12 +44,12 @@ class ModelSpec(ModelShape):
             total += weight.numel * (16.0 if small else quantised) / 8
         return total
 
-    def linear_flops(self, stage: Literal["qkv", "mlp", "head"]) -> float:
+    def linear_flops(self, stage: Literal["qkv", "project", "mlp", "head"]) -> float:
         """Give the work [FLOP] of the matrix products of one stage, for one token.
 
         ``2 x (elements of the stage's matrices)``: a multiplication and an addition per element; of one block
-        for qkv and mlp, per token whose logits are computed for head. Not counted: biases, norms, activation
-        functions, and in the embed stage the projection of OPT-350m.
+        for qkv, project and mlp, per token whose logits are computed for head. Not counted: biases, norms,
+        activation functions, and in the embed stage the projection of OPT-350m.
         """
         weights = self.head_weights() if stage == "head" else self.layer_weights()
         return 2.0 * sum(weight.numel for weight in weights if weight.stage == stage and weight.is_matrix)

@@ -13,7 +13,7 @@ from pydantic import Field, StrictBool, model_validator
 from simulator.schema import Record
 
 ModelDType = Literal["float16", "bfloat16", "float32"]
-Stage = Literal["qkv", "mlp", "embed", "head"]
+Stage = Literal["qkv", "project", "mlp", "embed", "head"]
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**20)]
 Count = Annotated[int, Field(strict=True, ge=1, le=2**14)]
@@ -164,8 +164,8 @@ def _projections(model: ModelShape) -> list[Weight]:
 
 def _opt_layer(model: ModelShape) -> list[Weight]:
     hidden, ffn = model.hidden_size, model.ffn_size
-    norm = _norm(model, "self_attn_layer_norm", "mlp" if model.post_norm else "qkv")
-    output = _linear("self_attn.out_proj", "mlp", hidden, hidden, model.output_bias)
+    norm = _norm(model, "self_attn_layer_norm", "project" if model.post_norm else "qkv")
+    output = _linear("self_attn.out_proj", "project", hidden, hidden, model.output_bias)
     up = _linear("fc1", "mlp", ffn, hidden, model.mlp_bias)
     down = _linear("fc2", "mlp", hidden, ffn, model.mlp_bias)
     last = _norm(model, "final_layer_norm", "mlp")
@@ -181,7 +181,7 @@ def _llama_layer(model: ModelShape) -> list[Weight]:
         *_norm(model, "input_layernorm", "qkv"),
         *_projections(model),
         *norms,
-        *_linear("self_attn.o_proj", "mlp", hidden, model.num_heads * model.head_dim, model.output_bias),
+        *_linear("self_attn.o_proj", "project", hidden, model.num_heads * model.head_dim, model.output_bias),
         *_norm(model, "post_attention_layernorm", "mlp"),
         *_linear("mlp.gate_proj", "mlp", ffn, hidden, model.mlp_bias),
         *_linear("mlp.up_proj", "mlp", ffn, hidden, model.mlp_bias),

@@ -100,6 +100,15 @@ def window(policy: Policy, workload: Workload, max_passes: int | None = MAX_PASS
     return _finite(policy, workload, workload.num_prompts, stagger, max_passes)
 
 
+def first_step(workload: Workload, sequences: float) -> Window:
+    """Play the prompts of a block and its first token after them, which stands for all later ones.
+
+    So FlexGen's benchmark measures large models; the cache is still short then.
+    """
+    later = (Pass(1, ((0, 1),), workload.gen_len - 1.0),) if workload.gen_len > 1 else ()
+    return Window((Pass(0, ((0, 0),)), *later), sequences, 1.0)
+
+
 def _block(workload: Workload, sequences: float, max_passes: int | None) -> Window:
     passes = _counted(range(workload.gen_len), workload.gen_len, workload.gen_len, range(1), max_passes)
     return Window(tuple(passes), sequences, 1.0)

@@ -52,8 +52,11 @@ def placed(**coefficients: float) -> FloatArray:
 #: Indicator forms that several formulas use.
 ALWAYS = placed(one=1)
 STREAMED_WEIGHTS = placed(weights_cpu=1, weights_disk=1)
+CPU_WEIGHTS = placed(weights_cpu=1)
 DISK_WEIGHTS = placed(weights_disk=1)
 CACHE_ON_CPU_ENGINE = placed(cache_cpu_on_cpu=1, cache_disk_on_cpu=1)
+CPU_CACHE_ON_CPU_ENGINE = placed(cache_cpu_on_cpu=1)
+CPU_CACHE_ON_GPU_ENGINE = placed(cache_cpu_on_gpu=1)
 CACHE_STREAMED = placed(cache_cpu_on_gpu=1, cache_disk_on_gpu=1)
 CACHE_ON_GPU_ENGINE = placed(cache_gpu=1, cache_cpu_on_gpu=1, cache_disk_on_gpu=1)
 CACHE_OFF_GPU = placed(cache_cpu_on_cpu=1, cache_cpu_on_gpu=1, cache_disk_on_cpu=1, cache_disk_on_gpu=1)

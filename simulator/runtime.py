@@ -10,9 +10,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from simulator.errors import InputError
+from simulator.hardware import TierName
 from simulator.policy import ScheduleName
 from simulator.schema import Record, decode, read_yaml
+from simulator.units import Bytes, Seconds
 
+TensorClass = Literal["weights", "cache", "activations"]
 Slots = Annotated[int, Field(ge=1, le=64)]
 
 
@@ -31,35 +34,98 @@ class BufferSlots(Record):
     activations: Slots = 3
 
 
+class Pinning(Record):
+    """Which classes of tensors lie in pinned CPU memory; ``policy`` leaves it to ``Policy.pinned``."""
+
+    weights: bool | Literal["policy"] = "policy"
+    cache: bool | Literal["policy"] = "policy"
+    activations: bool | Literal["policy"] = "policy"
+
+    def of(self, name: TensorClass, chosen: bool) -> bool:
+        """Say whether a class is pinned in a run whose policy chose so."""
+        answer: bool | str = getattr(self, name)
+        return chosen if isinstance(answer, str) else answer
+
+
+class Overheads(Record):
+    """What an engine's own code costs beside the work. Of a copy: seconds for each tensor it copies.
+
+    Attributes:
+        cell: of every (layer, group): the interpreter between kernels. [s]
+        load_weights: of every tensor loaded. [s]
+        write_cache: of every tensor of a few rows written to the disk. [s]
+        link_share: share of the link's rate that loads of weights reach, 0 to 1.
+    """
+
+    cell: Seconds = Field(default=0.0, validate_default=False)
+    load_weights: Seconds = Field(default=0.0, validate_default=False)
+    write_cache: Seconds = Field(default=0.0, validate_default=False)
+    link_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+
 class Runtime(Record):
     """The behaviour of one engine.
 
     Attributes:
         synchronization: ``dependency`` lets every lane run ahead as far as slots allow; ``barrier`` waits
-            for all lanes after every (layer, group).
+            for all lanes after every (layer, group); ``serial`` runs one task after the other.
+        layers: ``block`` computes and loads a transformer block at once; ``half`` treats attention and MLP
+            as layers of their own.
         weight_loads: ``chunked`` loads the next layer in one piece a group, between the cache loads;
             ``burst`` loads it whole with the first group.
         grain: what a placement fraction is rounded to: whole ``tensor`` or ``row`` of each tensor.
+        placement: which tensors: ``even`` deals them evenly over the layers; ``midpoint`` puts each where
+            the middle of its bytes falls within its layer, disk first and GPU last; ``in_order`` fills the
+            GPU with whole layers first, then the CPU, then the disk.
         attention_lookahead: projections of so many further groups are issued before a group's attention
             output is awaited, so that CPU attention overlaps GPU work.
         dequantize: quantised weights are expanded once a pass or once a group.
         fused_attention: prompt attention never materialises the scores.
         splits_prompts: a group's prompts may be computed in smaller batches than its single tokens.
         page_tokens: tokens in a block of the paged cache; 0 is a contiguous, pre-allocated cache.
+        cache_copies: how many times the cache is held: 2 where every step copies it into a longer tensor, and
+            what that frees is too short for the next.
+        homes: for a class of tensors that is kept on one tier as a whole, the tiers to choose from.
+        pinned: which classes of tensors lie in pinned memory.
+        staging: how pageable memory reaches the GPU: the ``driver`` copies it, or the ``host`` thread that
+            issues all work copies it to pinned memory first and is blocked meanwhile.
+        disk_io: ``direct`` reads and writes at the device's rate; ``mapped`` goes through memory-mapped
+            files: one thread a tensor, a relay to the GPU, writes into the page cache.
+        cpu_attention: the CPU may attend to any ``share`` of the cache that lies off the GPU, or to the
+            ``whole`` of it or none; then to none of a quantised cache.
+        cpu_attention_dtype: the CPU attends to the cache as stored, or to a ``float32`` copy of it.
+        loads_embeddings: the token table is a layer's weights like any other: stored for input and output,
+            loaded in every pass. Otherwise its rows are looked up where it lies.
+        quantizes_ends: embeddings and head are quantised with the blocks.
+        relay: pinned CPU memory that copy threads hold for themselves. [B]
+        overheads: what the engine's own code costs.
         schedules: the traversals it can run.
         slots: how many buffers of each kind it allocates.
     """
 
     name: str
     description: str
-    synchronization: Literal["dependency", "barrier"]
+    synchronization: Literal["dependency", "barrier", "serial"]
+    layers: Literal["block", "half"] = "block"
     weight_loads: Literal["chunked", "burst"]
     grain: Literal["tensor", "row"]
+    placement: Literal["even", "midpoint", "in_order"] = "even"
     attention_lookahead: Annotated[int, Field(ge=0, le=8)]
     dequantize: Literal["per_pass", "per_group"]
     fused_attention: bool
     splits_prompts: bool
     page_tokens: Annotated[int, Field(ge=0, le=4096)]
+    cache_copies: Annotated[int, Field(ge=1, le=2)] = 1
+    homes: dict[TensorClass, tuple[TierName, ...]] = Field(default_factory=dict)
+    pinned: Pinning = Pinning()
+    staging: Literal["driver", "host"] = "driver"
+    disk_io: Literal["direct", "mapped"] = "direct"
+    cpu_attention: Literal["share", "whole"] = "share"
+    cpu_attention_dtype: Literal["stored", "float32"] = "stored"
+    loads_embeddings: bool = False
+    quantizes_ends: bool = False
+    relay: Bytes = Field(default=0.0, validate_default=False)
+    overheads: Overheads = Overheads()
     schedules: tuple[ScheduleName, ...]
     slots: BufferSlots = BufferSlots()
 

@@ -36,6 +36,8 @@ class Task:
     flops: float
     bytes: float
     kernels: float
+    steps: float
+    blocks: float
     waits_for: tuple[int, ...]
     takes: BufferName | None
     frees: tuple[BufferName, ...]
@@ -68,6 +70,8 @@ class Schedule:
         flops: work. [N] [FLOP]
         bytes: bytes moved over the link or in the engine's memory. [N] [B]
         kernels: launches or copies. [N]
+        steps: inner dimensions of all kernels together. [N]
+        blocks: attention blocks. [N]
         waits_for: numbers of earlier tasks, -1 for none. [N, W]
         takes: index into ``BUFFERS`` of the slot held from the start of the task, -1 for none. [N]
         frees: a bit for each buffer, in the order of ``BUFFERS``, of which a slot is given back at its
@@ -84,6 +88,8 @@ class Schedule:
     flops: FloatArray
     bytes: FloatArray
     kernels: FloatArray
+    steps: FloatArray
+    blocks: FloatArray
     waits_for: Int32Array
     takes: Int8Array
     frees: Int8Array
@@ -107,6 +113,8 @@ class Schedule:
             flops=float(self.flops[number]),
             bytes=float(self.bytes[number]),
             kernels=float(self.kernels[number]),
+            steps=float(self.steps[number]),
+            blocks=float(self.blocks[number]),
             waits_for=tuple(int(other) for other in self.waits_for[number] if other >= 0),
             takes=BUFFERS[takes] if takes >= 0 else None,
             frees=tuple(name for bit, name in enumerate(BUFFERS) if frees >> bit & 1),
@@ -115,6 +123,11 @@ class Schedule:
     def tasks(self) -> Iterator[Task]:
         """Go through the tasks in issue order."""
         return (self.task(number) for number in range(len(self)))
+
+    @property
+    def work(self) -> tuple[FloatArray, ...]:
+        """The columns that say how much there is to do: FLOPs, bytes, kernels, steps, blocks. [N] each"""
+        return self.flops, self.bytes, self.kernels, self.steps, self.blocks
 
     def where(self, operation: str) -> npt.NDArray[np.bool_]:
         """Mark the tasks of one operation. [N]"""

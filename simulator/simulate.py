@@ -13,7 +13,7 @@ from simulator.hardware import LANES, HardwareProfile, LaneName
 from simulator.kernel import event_loop, recurrence
 from simulator.layout import Placed
 from simulator.operations import OP, OPERATIONS
-from simulator.passes import MAX_PASSES
+from simulator.passes import MAX_PASSES, Window
 from simulator.policy import FloatArray
 from simulator.schedule import Schedule
 from simulator.schema import Record
@@ -54,7 +54,7 @@ class Simulation:
 
 def rates_of(placed: Placed, hardware: HardwareProfile) -> Rates:
     """Look at a machine as a layout's run does."""
-    return Rates(hardware, placed.model.dtype, placed.policy.pinned)
+    return Rates(hardware, placed.runtime, placed.model.dtype, placed.policy.pinned)
 
 
 def task_seconds(schedule: Schedule, rates: Rates) -> FloatArray:
@@ -62,7 +62,7 @@ def task_seconds(schedule: Schedule, rates: Rates) -> FloatArray:
     seconds = np.zeros(len(schedule))
     for code in np.unique(schedule.operation):
         tasks = np.nonzero(schedule.operation == code)[0]
-        work = (column[tasks] for column in (schedule.flops, schedule.bytes, schedule.kernels))
+        work = (column[tasks] for column in schedule.work)
         seconds[tasks] = rates.seconds(OPERATIONS[code], *work)
     return seconds
 
@@ -92,16 +92,21 @@ def play(schedule: Schedule, rates: Rates, *, shared: bool = True) -> Simulation
 
 
 def simulate(
-    placed: Placed, hardware: HardwareProfile, max_passes: int | None = MAX_PASSES
+    placed: Placed,
+    hardware: HardwareProfile,
+    max_passes: int | None = MAX_PASSES,
+    played: Window | None = None,
 ) -> tuple[Prediction, Simulation]:
     """Generate the schedule of a layout, play it, check it against physics, and read off the prediction.
+
+    ``max_passes`` bounds how many passes are played (None: all), ``played`` says which.
 
     Raises:
         PlannerError: the simulated times beat a physical limit, which is a fault of the profile or of this
             program and never a prediction.
     """
     rates = rates_of(placed, hardware)
-    simulation = play(generate(placed, max_passes), rates)
+    simulation = play(generate(placed, max_passes, played), rates)
     check_physics(simulation, hardware, placed)
     return predict(simulation, placed), simulation
 
@@ -194,6 +199,6 @@ def _least_seconds(
         "h2d": links.h2d.peak,
         "d2h": links.d2h.peak,
         "disk_read": links.disk_read.peak,
-        "disk_write": links.disk_write.peak,
+        "disk_write": max(links.disk_write.peak, links.disk_write.cached or 0.0),
     }
     return bytes_ / peaks[lane]

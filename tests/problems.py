@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from planner.problem import Outer, Problem, memory_limit
 from simulator.cost import Rates
-from simulator.demand import period_demand, resource_limits
+from simulator.demand import Demand, period_demand, resource_limits
 from simulator.hardware import LANES, TIERS, HardwareProfile
+from simulator.layers import CellKind, Shape, layer_weight_bytes, total_weight_bytes
 from simulator.memory import Batch, lookahead, memory_items
 from simulator.model_config import load_model
-from simulator.operations import CellKind, Shape, layer_weight_bytes, total_weight_bytes
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
 from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
@@ -47,7 +47,7 @@ def with_memory(hardware: HardwareProfile, **sizes: float) -> HardwareProfile:
 def problems(draw: st.DrawFn, *, finite: bool | None = False) -> Problem:
     """Draw a problem whose memories are of the order of what the model and some sequences need."""
     model, runtime, workload = draw(models()), draw(runtimes()), draw(workloads(finite=finite))
-    weights = total_weight_bytes(model, Shape())
+    weights = total_weight_bytes(model, Shape(), load_runtime("reference"))
     one = model.num_layers * workload.context_len * model.kv_bytes_per_token
     size = draw(st.sampled_from([1, 4])) * one
     share = st.sampled_from([0.05, 0.3, 0.7, 1.5])
@@ -55,7 +55,7 @@ def problems(draw: st.DrawFn, *, finite: bool | None = False) -> Problem:
     hardware = with_memory(
         draw(machines()),
         gpu=2 * layer + draw(share) * weights + (8 + draw(st.sampled_from([0, 8]))) * size,
-        cpu=2 * layer + draw(share) * weights + draw(st.sampled_from([2, 10, 40])) * size,
+        cpu=2 * layer + draw(share) * weights + draw(st.sampled_from([2, 10, 40])) * size + runtime.relay,
         disk=draw(st.sampled_from([0.2, 2.0])) * weights + 20 * size,
     )
     return Problem(hardware, model, workload, runtime)
@@ -90,7 +90,7 @@ def unit(problem: Problem, outer: Outer) -> int:
 
 def seconds_per_sequence(problem: Problem, outer: Outer, block: int, placements: FloatArray) -> FloatArray:
     """Give the period's time over the block under perfect overlap: [P, len(PLACEMENT)] becomes [P]. [s]"""
-    rates = Rates(problem.hardware, problem.model.dtype, outer.pinned)
+    rates = Rates(problem.hardware, problem.runtime, problem.model.dtype, outer.pinned)
     limits = resource_limits(rates)
     phases = period_demand(
         problem.model,
@@ -103,18 +103,39 @@ def seconds_per_sequence(problem: Problem, outer: Outer, block: int, placements:
         stagger=outer.stagger,
         prefetch=outer.prefetch,
     )
-    whole, apart = np.zeros((len(placements), len(limits))), np.zeros(len(placements))
+    whole, apart = 0.0, np.zeros(len(placements))
     for phase in phases:
         scaling = block * (placements @ phase.per_sequence.T)
         demand = (scaling + _recurring(problem, outer, placements, phase.per_pass)) / limits
         early = (scaling + _recurring(problem, outer, placements, phase.per_pass - phase.carry)) / limits
-        longest = np.maximum(0.0, early.max(axis=1))
-        if block == outer.gpu_batch:  # one group waits for its own attention
-            both = demand[:, LANES.index("gpu")] + demand[:, LANES.index("cpu")]
-            longest = np.maximum(longest, both - block * (placements @ phase.beside_cpu))
-        apart += longest
-        whole += demand
-    return np.maximum(apart, whole.max(axis=1)) / block
+        turns, period = _turns(problem, outer, block, placements, phase)
+        apart += np.maximum(0.0, np.column_stack([early, turns]).max(axis=1))
+        whole = whole + np.column_stack([demand, period])
+    return np.asarray(np.maximum(apart, np.asarray(whole).max(axis=1)) / block)
+
+
+def _turns(
+    problem: Problem, outer: Outer, block: int, placements: FloatArray, phase: Demand
+) -> tuple[FloatArray, FloatArray]:
+    """Give what runs in turn takes in a phase, and in its share of the period: one column, or none. [s]
+
+    One group waits for its own attention. After a barrier every group does. A serial engine does one thing
+    after the other, and of the loads of a layer, which run side by side, the copy over the link counts.
+    """
+    cells, loads, beside, carry = ("gpu", "cpu"), ("gpu", "cpu"), phase.beside_cpu, 1.0
+    kind = problem.runtime.synchronization
+    if kind == "serial":
+        cells, loads, beside = LANES, ("gpu", "h2d"), 0.0 * phase.beside_cpu
+    elif kind == "dependency":
+        if block != outer.gpu_batch:
+            return np.zeros((len(placements), 0)), np.zeros((len(placements), 0))
+        carry = 0.0
+    of_cells, of_loads = ([LANES.index(lane) for lane in lanes] for lanes in (cells, loads))
+    once = phase.per_pass[of_loads].sum(axis=0)[None]
+    ahead = carry * phase.carry[of_cells].sum(axis=0)[None]
+    each = block * (placements @ (phase.per_sequence[of_cells].sum(axis=0) - beside))[:, None]
+    turns = each + _recurring(problem, outer, placements, once - ahead)
+    return turns, each + _recurring(problem, outer, placements, once)
 
 
 def _recurring(problem: Problem, outer: Outer, placements: FloatArray, forms: FloatArray) -> FloatArray:
@@ -123,9 +144,9 @@ def _recurring(problem: Problem, outer: Outer, placements: FloatArray, forms: Fl
     Of weights, only layers move, and the embedding table is off the GPU first. What is saved stays with the
     weights as they are placed.
     """
-    whole = total_weight_bytes(problem.model, outer.shape)
-    table = layer_weight_bytes(problem.model, outer.shape, CellKind.EMBED)
-    table *= problem.runtime.grain == "tensor"
+    whole = total_weight_bytes(problem.model, outer.shape, problem.runtime)
+    table = layer_weight_bytes(problem.model, outer.shape, problem.runtime, CellKind.EMBED)
+    table *= problem.runtime.grain == "tensor" and not problem.runtime.loads_embeddings
     wc, wd = PLACEMENT.index("weights_cpu"), PLACEMENT.index("weights_disk")
     others = forms.copy()
     others[:, [wc, wd]] = 0.0

@@ -200,6 +200,104 @@ def test_a_plan_can_be_played(tmp_path: Path) -> None:
     assert json.loads(trace.read_text())["traceEvents"]
 
 
+def launch_text(runtime: str, *more: str) -> str:
+    """Plan for an engine, and give what it prints with and below the plan."""
+    return run(*SMALL, "--runtime", runtime, *more).stdout
+
+
+def test_what_is_typed_stands_below_the_plan() -> None:
+    """Plans for others' engines end with commands, unwrapped; this project's own needs none."""
+    text = launch_text("flexgen")
+    plan, below = text.split("\nFlexGen: one run of a block\n")
+    assert "What to do" in plan
+    assert "python3 -m flexllmgen.flex_opt --model facebook/opt-1.3b" in below
+    assert '    "facebook/opt-1.3b",' in launch_text("accelerate")
+    assert 'Path("ds_config.json")' in launch_text("zero-inference")
+    assert "\nds_config.json:\n{" in launch_text("zero-inference")
+    for name in ("FlexGen", "Accelerate", "ZeRO", "Petals"):
+        assert f"{name}:" not in launch_text("reference")
+
+
+def test_what_is_typed_is_not_wrapped() -> None:
+    """A note is one line, however long; brackets and numbers come as they are."""
+    text = launch_text("zero-inference", "--launch", "--fix", "weights=0/0/100")
+    assert "nvme_path" in text
+    assert max(map(len, text.splitlines())) > 80
+    assert "model = deepspeed.initialize(model=model, config=config)[0].module.eval()" in text
+    assert "\x1b[" not in text
+
+
+def test_json_of_a_plan_for_another_engine_reads_back(tmp_path: Path) -> None:
+    """The plan's JSON has no key for commands, which come with an option of their own."""
+    path = tmp_path / "plan.json"
+    printed = run(*SMALL, "--runtime", "flexgen", "--format", "json", "--out", str(path)).stdout
+    assert path.read_text(encoding="utf-8") == printed
+    assert read_plan(path).runtime.name == "flexgen"
+    launch = json.loads(run(*SMALL, "--runtime", "flexgen", "--launch", "--format", "json").stdout)
+    assert set(launch) == {"engine", "title", "text", "file", "files", "notes"}
+    assert launch["text"] in run(*SMALL, "--runtime", "flexgen", "--launch").stdout
+
+
+def test_launch_dir(tmp_path: Path) -> None:
+    """The text and the files that it reads are written to a folder that need not exist, and are named."""
+    for runtime, names in (
+        ("flexgen", ["run.sh"]),
+        ("accelerate", ["snippet.py"]),
+        ("zero-inference", ["ds_config.json", "run.py"]),
+    ):
+        folder = tmp_path / "new" / runtime
+        text = launch_text(runtime, "--launch-dir", str(folder), "--out", str(tmp_path / "plan.json"))
+        assert sorted(path.name for path in folder.iterdir()) == names
+        for name in names:
+            assert f"written: {folder / name}" in text
+            content = (folder / name).read_text().removeprefix("#!/bin/sh\n")
+            assert content in text
+        assert text.rstrip().endswith(f"written: {tmp_path / 'plan.json'}")
+    assert (tmp_path / "new" / "flexgen" / "run.sh").stat().st_mode & 0o100
+
+
+def test_launch_dir_says_what_the_engine_cannot(tmp_path: Path) -> None:
+    """An engine that cannot run the plan leaves a note below it, and nothing to write."""
+    command = ("plan", "--hw", "t4-16", "--model", "llama-3.2-1b", "--runtime", "flexgen")
+    text = run(*command).stdout
+    assert "What to do" in text
+    assert "its code has OPT models only" in text
+    result = run(*command, "--launch-dir", str(tmp_path / "new"), code=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: --launch-dir: there is nothing to write; FlexGen cannot run")
+    assert not (tmp_path / "new").exists()
+
+
+PETALS = ("plan", "--hw", "t4-16", "--model", "llama-2-70b", "--runtime", "petals")
+
+
+def test_a_swarm(tmp_path: Path) -> None:
+    """A swarm has no plan of placement: servers, clients, throughput and commands are printed."""
+    folder = tmp_path / "swarm"
+    text = run(*PETALS, "--launch-dir", str(folder)).stdout
+    for part in (
+        *("llama-2-70b on a swarm of t4-16", "tok/s per GPU", "in all", "servers", "clients x", "latency"),
+        *("GPUs busy", "network busy", "--num_blocks", "--initial_peers ADDRESS", "at once is reserved"),
+    ):
+        assert part in text
+    assert (folder / "command.txt").read_text() in text
+    data = json.loads(run(*PETALS, "--format", "json").stdout)
+    assert data["throughput_tok_s"] == pytest.approx(data["per_gpu_tok_s"] * data["servers"])
+    assert data["latency_s"] == pytest.approx(data["prefill_s"] + data["decode_s"])
+    assert data["gpu_memory"]["peak"] <= data["gpu_memory"]["capacity"]
+    assert f"--num_blocks {data['blocks_per_server']}" in data["launch"]["text"]
+    assert json.loads(run(*PETALS, "--launch", "--format", "json").stdout) == data["launch"]
+    assert run(*PETALS, "--launch").stdout.startswith("Petals: ")
+
+
+def test_a_swarm_that_does_not_fit_is_exit_code_1() -> None:
+    """Not even one block in a GPU: one line."""
+    result = run(*PETALS, "--set", "tiers.gpu.capacity=1 GiB", code=1)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: gpu: one block of llama-2-70b")
+
+
 def test_debug_shows_the_traceback() -> None:
     """--debug adds the traceback of an error for people."""
     result = run("--debug", *SMALL, "--set", "nonsense=1", code=2)

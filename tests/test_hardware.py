@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator import hardware
+from simulator import hardware, kernels
 from simulator.errors import InputError
 from simulator.hardware import HardwareProfile, Roofline
 from simulator.profiles import load_profile, shipped_profiles
@@ -74,8 +74,9 @@ def one_line(error: InputError) -> str:
 
 
 LEAVES = [path for path, _ in leaves(DATA)]
-QUANTITIES = [path for path, value in leaves(DATA) if path[-1] in Roofline.model_fields.keys() - {"source"}]
+QUANTITIES = [path for path, _ in leaves(DATA) if path[-1] in ("flops", "bandwidth", "latency", "sharpness")]
 GROUPS = list(groups(DATA))
+FURTHER_RATES = ("expand", "staging", "stream", "cached")  # of engines and links that have them
 KEYED_BY_USER = [("capacities",), ("sources",), ("capacities", "dram", "lanes")]  # any name will do there
 OPTIONAL = {
     ("capacities", "dram"),
@@ -87,7 +88,7 @@ OPTIONAL = {
     *(
         (*path, key)
         for path in GROUPS
-        for key in ("reserve", "pinnable", "latency", "sharpness", "url", "date")
+        for key in ("reserve", "pinnable", "latency", "sharpness", "url", "date", *FURTHER_RATES)
     ),
     *((*path, key) for path in [("capacities", "dram", "lanes")] for key in at(DATA, path)),
     ("engines", "gpu", "matmul", "float32"),
@@ -286,7 +287,8 @@ def test_the_page_names_every_key() -> None:
     """No key of a profile is missing from the page."""
     page = PAGE.read_text(encoding="utf-8")
     keys = {key for path, _ in leaves(DATA) for key in path if path[0] != "sources"}
-    keys |= {"pinnable", "share", "kind", "title", "url", "date"}
+    keys |= {"pinnable", "share", "kind", "title", "url", "date", "peak.cache"}
+    keys |= {f"*`{key}`*" for key in ("tail", "split", "grain", "cached")}
     assert {key for key in keys if key not in page} == set()
 
 
@@ -307,43 +309,77 @@ def test_the_page_shows_the_fitted_constants(name: str, table: str) -> None:
 
 rates = st.floats(1e9, 1e15)
 works = st.floats(0.0, 1e18)
+depths = st.floats(0.0, 1e6)
 lines = st.builds(
-    lambda flops, bandwidth, latency, sharpness: Roofline(
+    lambda flops, bandwidth, latency, sharpness, further: Roofline(
         flops=FLOP_RATE.format(flops),
         bandwidth=BYTE_RATE.format(bandwidth),
         latency=DURATION.format(latency),
         sharpness=sharpness,
         source="drawn",
+        **further,
     ),
     *(rates, rates, st.floats(0.0, 1.0), st.floats(1.0, 64.0)),
+    st.one_of(
+        st.just({}),
+        st.builds(lambda tail: {"tail": DURATION.format(tail)}, st.floats(0.0, 1e-3)),
+        st.builds(
+            lambda tail, split, grain: {
+                "tail": DURATION.format(tail),
+                "split": split,
+                "grain": BYTES.format(grain),
+            },
+            *(st.floats(0.0, 1e-3), st.floats(1.0, 1e6), st.floats(0.0, 1e9)),
+        ),
+    ),
 )
 
 
-@given(line=lines, flops=works, bytes_=works, kernels=st.integers(0, 100))
+@given(line=lines, flops=works, bytes_=works, kernels=st.integers(0, 100), depth=depths, blocks=depths)
 def test_a_kernel_is_never_faster_than_the_roofline(
-    line: Roofline, flops: float, bytes_: float, kernels: int
+    line: Roofline, flops: float, bytes_: float, kernels: int, depth: float, blocks: float
 ) -> None:
-    """The time is at least that of the FLOPs and that of the bytes, and at most their sum with latency."""
-    seconds = float(line.seconds(flops, bytes_, kernels))
+    """The time is at least that of the FLOPs and that of the bytes, and at most the sum of all parts."""
+    seconds = float(line.seconds(flops, bytes_, kernels, depth, blocks))
     compute, memory = flops / line.flops, bytes_ / line.bandwidth
     assert seconds >= max(compute, memory)
-    assert seconds <= (kernels * line.latency + compute + memory) * (1.0 + 1e-12)
+    least = blocks * (line.grain or 0.0) / line.bandwidth
+    chain = line.latency + (line.tail or 0.0) * depth
+    assert seconds <= (kernels * chain + compute + memory + least) * (1.0 + 1e-12)
 
 
-@given(line=lines, flops=works, bytes_=works, scale=st.floats(1e-3, 1e3))
-def test_time_is_homogeneous_in_work(line: Roofline, flops: float, bytes_: float, scale: float) -> None:
+@given(line=lines, flops=works, bytes_=works, blocks=depths, depth=depths, scale=st.floats(1e-3, 1e3))
+def test_time_is_homogeneous_in_work(
+    line: Roofline, flops: float, bytes_: float, blocks: float, depth: float, scale: float
+) -> None:
     """Without latency, twice the work takes twice the time."""
-    once = float(line.seconds(flops, bytes_, 0.0))
-    assert float(line.seconds(scale * flops, scale * bytes_, 0.0)) == pytest.approx(scale * once, rel=1e-9)
+    once = float(line.seconds(flops, bytes_, 0.0, depth, blocks))
+    again = float(line.seconds(scale * flops, scale * bytes_, 0.0, depth, scale * blocks))
+    assert again == pytest.approx(scale * once, rel=1e-9)
 
 
-@given(line=lines, flops=works, bytes_=works, more=works, kernels=st.integers(0, 100))
-def test_time_is_monotone(line: Roofline, flops: float, bytes_: float, more: float, kernels: int) -> None:
-    """More FLOPs, more bytes or more kernels never take less time."""
-    seconds = float(line.seconds(flops, bytes_, kernels)) * (1.0 - 1e-12)
-    assert float(line.seconds(flops + more, bytes_, kernels)) >= seconds
-    assert float(line.seconds(flops, bytes_ + more, kernels)) >= seconds
-    assert float(line.seconds(flops, bytes_, kernels + 1)) >= seconds
+@given(line=lines, flops=works, bytes_=works, kernels=st.integers(0, 100), depth=depths, blocks=depths)
+def test_further_constants_change_nothing_unless_given(
+    line: Roofline, flops: float, bytes_: float, kernels: int, depth: float, blocks: float
+) -> None:
+    """Without tail and grain, depth and blocks do not matter; without depth and blocks, tail and grain."""
+    plain = line.model_copy(update=dict.fromkeys(("tail", "split", "grain", "cached")))
+    seconds = float(plain.seconds(flops, bytes_, kernels))
+    assert float(plain.seconds(flops, bytes_, kernels, depth, blocks)) == seconds
+    assert float(line.seconds(flops, bytes_, kernels)) == seconds
+
+
+@given(line=lines, flops=works, bytes_=works, more=works, kernels=st.integers(0, 100), depth=depths)
+def test_time_is_monotone(
+    line: Roofline, flops: float, bytes_: float, more: float, kernels: int, depth: float
+) -> None:
+    """More FLOPs, bytes, kernels, depth or blocks never take less time."""
+    seconds = float(line.seconds(flops, bytes_, kernels, depth, 1.0)) * (1.0 - 1e-12)
+    assert float(line.seconds(flops + more, bytes_, kernels, depth, 1.0)) >= seconds
+    assert float(line.seconds(flops, bytes_ + more, kernels, depth, 1.0)) >= seconds
+    assert float(line.seconds(flops, bytes_, kernels + 1, depth, 1.0)) >= seconds
+    assert float(line.seconds(flops, bytes_, kernels, depth + more, 1.0)) >= seconds
+    assert float(line.seconds(flops, bytes_, kernels, depth, 1.0 + more)) >= seconds
 
 
 @given(line=lines, works=st.lists(st.tuples(works, works, st.integers(0, 9)), min_size=1, max_size=8))
@@ -362,9 +398,40 @@ def test_known_kernel() -> None:
     assert float(Roofline(**values).seconds(0.0, 0.0, 0)) == 0.0  # type: ignore[arg-type]
 
 
-def test_the_examples_in_the_module_run() -> None:
-    """The doctests of the hardware module hold."""
+def test_a_tail_ends_where_kernels_are_split() -> None:
+    """A tail grows with depth; with a split it ends at the tail of so many steps, and is half of it there."""
+    values = {"flops": "10 TFLOP/s", "bandwidth": "1 TB/s", "source": "made up", "tail": "1 us"}
+    plain, split = (Roofline.model_validate(values | further) for further in ({}, {"split": 1000.0}))
+    assert float(plain.seconds(0.0, 0.0, 2, 1000.0)) == pytest.approx(2e-3)
+    assert float(split.seconds(0.0, 0.0, 2, 1000.0)) == pytest.approx(1e-3)
+    assert float(split.seconds(0.0, 0.0, 2, 1e12)) == pytest.approx(2e-3)
+
+
+def test_a_grain_is_the_least_that_blocks_cost() -> None:
+    """Blocks with little to move cost their grain, and those with much what they move."""
+    values = {"flops": "10 TFLOP/s", "bandwidth": "1 TB/s", "grain": "100 kB", "source": "made up"}
+    line = Roofline.model_validate(values)
+    assert float(line.seconds(0.0, 1e5, 0, 0.0, 1000.0)) == pytest.approx(1e-4)
+    assert float(line.seconds(0.0, 1e10, 0, 0.0, 1000.0)) == pytest.approx(1e-2)
+
+
+def test_the_examples_in_the_modules_run() -> None:
+    """The doctests of the hardware and kernel modules hold."""
     assert doctest.testmod(hardware).failed == 0
+    assert doctest.testmod(kernels).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("split", 100.0, "add tail"),
+        ("cached", "1 GB/s", "cached is below bandwidth"),
+        ("cached", "2 TB/s", "add peak.cache"),
+    ],
+)
+def test_constants_that_need_another_say_so(key: str, value: object, said: str) -> None:
+    """A split without a tail, a cache slower than the memory or without a size is refused with the remedy."""
+    assert said in message(changed(("engines", "gpu", "matmul", "float16", key), value))
 
 
 # Faults: one line each, with the path.
@@ -468,7 +535,7 @@ FAULTS: dict[str, tuple[str, object, str]] = {
     ),
     "memory faster than its peak": ("engines.gpu.attention.decode.bandwidth", "321 GB/s", "decode.bandwidth"),
     "a copy faster than its link": ("links.h2d.pinned.bandwidth", "16 GB/s", "pinned.bandwidth"),
-    "a disk faster than its peak": ("links.disk_read.bandwidth", "3 GB/s", "links.disk_read"),
+    "a disk faster than its peak": ("links.disk_read.bandwidth", "3.3 GB/s", "links.disk_read"),
     "a capacity of both kinds": ("capacities.dram.share", 1.0, "capacities.dram"),
     "a share of nothing": (
         "capacities.cores",

@@ -8,15 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.hardware import TIERS
+from simulator.layers import layer_kinds, layer_tensors, layer_weight_bytes, total_weight_bytes
 from simulator.layout import Placed, lay_out
 from simulator.memory import BUFFERS
 from simulator.model_config import parse_config
-from simulator.operations import CellKind, layer_weight_bytes, total_weight_bytes
 from simulator.policy import PLACEMENT, Policy, Split
 from simulator.runtime import load_runtime
 from simulator.workload import Workload
 from tests.strategies import layouts, models, splits
 
+TABLE = "lm_head.weight"
 LETTERS = dict(zip("gcd", TIERS, strict=True))
 EPS = 1e-6
 
@@ -30,21 +31,26 @@ def placed(model, split, grain="tensor", **changes):
 
 
 def tensors(laid_out: Placed) -> list[tuple[str, float]]:
-    """List (tier, bytes) of every tensor in the order of the traversal, from the letters alone."""
-    model, shape = laid_out.model, laid_out.shape
-    letters = laid_out.layout.tensors
-    listed = [(weight, 0, (16, 64)) for weight in model.embed_weights()]
+    """List (tier, bytes) of every tensor in the order of the traversal, from the letters alone.
+
+    An engine that loads a tied embedding has two copies of its table, one at the input and one at the output.
+    """
+    model, runtime, letters = laid_out.model, laid_out.runtime, laid_out.layout.tensors
+    quantised = (laid_out.shape.weight_bits, laid_out.shape.quant_group)
+    of_ends = quantised if runtime.quantizes_ends else (16, 64)
+    twice = runtime.loads_embeddings and model.tied_embeddings
+    listed = [(weight, 0, of_ends) for weight in model.head_weights() if weight.name == TABLE and twice]
+    listed += [(weight, 0, of_ends) for weight in model.embed_weights()]
     for layer in range(model.num_layers):
-        quantised = (shape.weight_bits, shape.quant_group)
         listed += [(weight, layer, quantised) for weight in model.layer_weights()]
-    listed += [(weight, 0, (16, 64)) for weight in model.head_weights()]
+    listed += [(weight, int(weight.name == TABLE and twice), of_ends) for weight in model.head_weights()]
     return [
         (LETTERS[letters[weight.name][layer]], model.weight_bytes((weight,), *bits))
         for weight, layer, bits in listed
     ]
 
 
-@given(layouts(grain="tensor"))
+@given(layouts(grain="tensor", placement="even"))
 def test_at_every_point_tiers_hold_their_share_to_one_tensor(laid_out):
     """Spread evenly: in any prefix the GPU holds at most its share, every tier its own within one tensor."""
     dealt, held = 0.0, dict.fromkeys(TIERS, 0.0)
@@ -59,10 +65,47 @@ def test_at_every_point_tiers_hold_their_share_to_one_tensor(laid_out):
             assert abs(held[name] - asked) <= largest * (1 + EPS)
 
 
+@given(layouts(grain="tensor", placement="midpoint"))
+def test_by_midpoint_every_layer_holds_its_shares_to_half_a_tensor(laid_out):
+    """In the order disk, CPU, GPU, norms of a block last: each border is met within half a tensor."""
+    sizes = iter(tensors(laid_out))
+    split, runtime = laid_out.policy.weights, laid_out.runtime
+    for kind in layer_kinds(laid_out.model, runtime):
+        weights = layer_tensors(laid_out.model, runtime, kind)
+        tiers = [next(sizes)[0] for _ in weights]
+        if not weights:  # an embedding whose table is the head's
+            continue
+        listed = list(zip(weights, tiers, strict=True))
+        listed.sort(key=lambda each: each[0].stage != "head" and "norm" in each[0].name)
+        in_order = [tier for _, tier in listed]
+        assert in_order == sorted(in_order, key=("disk", "cpu", "gpu").index)
+        total, largest = (each(weight.numel for weight in weights) for each in (sum, max))
+        for border, before in ((split.disk, ("disk",)), (split.disk + split.cpu, ("disk", "cpu"))):
+            held = sum(weight.numel for weight, tier in zip(weights, tiers, strict=True) if tier in before)
+            assert abs(held - border * total) <= largest / 2 * (1 + EPS)
+
+
+@given(layouts(grain="tensor", placement="in_order"))
+def test_in_order_tiers_fill_up_one_after_the_other(laid_out):
+    """Whole layers, never back to a faster tier; up to any tier no more than asked, but less than a layer."""
+    held, split = laid_out.layer_bytes, laid_out.policy.weights
+    held = held[held.sum(axis=1) > 0]  # an embedding whose table is the head's may have nothing of its own
+    assert ((held > 0).sum(axis=1) == 1).all()
+    tier = np.argmax(held, axis=1)
+    assert (np.diff(tier) >= 0).all()
+    total, so_far = held.sum(), 0.0
+    for index, share in enumerate((split.gpu, split.gpu + split.cpu)):
+        so_far += held[:, index].sum()
+        assert so_far <= share * total * (1 + EPS)
+        later = held[tier > index]
+        assert not len(later) or so_far + later[0].sum() > share * total * (1 - EPS)
+
+
 @given(layouts())
 def test_the_gpu_never_holds_more_than_asked(laid_out):
-    """Rounding goes to slower tiers, for every class of tensor."""
-    for name in ("weights", "cache", "activations"):
+    """Rounding goes to slower tiers, for every class of tensor, but for weights by midpoint."""
+    by_midpoint = laid_out.runtime.placement == "midpoint" and laid_out.runtime.grain == "tensor"
+    for name in ("cache", "activations") if by_midpoint else ("weights", "cache", "activations"):
         asked, got = getattr(laid_out.policy, name), getattr(laid_out.layout, name)
         if asked.cpu + asked.disk > EPS:
             assert got.gpu <= asked.gpu + EPS
@@ -106,11 +149,10 @@ def test_all_on_one_tier_is_exact(grain, tier, model):
 @given(layouts())
 def test_layers_add_up(laid_out):
     """Whatever the placement, every layer has all its bytes, and the model all of its."""
-    model, shape = laid_out.model, laid_out.shape
-    kinds = [CellKind.EMBED, *[CellKind.BLOCK] * model.num_layers, CellKind.HEAD]
-    expected = [layer_weight_bytes(model, shape, kind) for kind in kinds]
+    model, shape, runtime = laid_out.model, laid_out.shape, laid_out.runtime
+    expected = [layer_weight_bytes(model, shape, runtime, kind) for kind in layer_kinds(model, runtime)]
     np.testing.assert_allclose(laid_out.layer_bytes.sum(axis=1), expected, rtol=1e-12)
-    total = total_weight_bytes(model, shape)
+    total = total_weight_bytes(model, shape, runtime)
     assert laid_out.layer_bytes.sum() == pytest.approx(total)
     fractions = [getattr(laid_out.layout.weights, tier) for tier in TIERS]
     np.testing.assert_allclose(laid_out.layer_bytes.sum(axis=0) / total, fractions, atol=1e-9)
@@ -118,12 +160,17 @@ def test_layers_add_up(laid_out):
 
 @given(layouts(grain="tensor"))
 def test_every_tensor_has_a_letter_a_layer(laid_out):
-    """Tensors of blocks have as many letters as there are layers, the others one; the bytes follow them."""
+    """Tensors of blocks have as many letters as there are layers, the others one; the bytes follow them.
+
+    A tied table that is stored for input and output has two.
+    """
     model, letters = laid_out.model, laid_out.layout.tensors
+    twice = {TABLE} if laid_out.runtime.loads_embeddings and model.tied_embeddings else set()
     blocks = {weight.name for weight in model.layer_weights()}
     ends = {weight.name for weight in (*model.embed_weights(), *model.head_weights())}
     assert letters.keys() == blocks | ends
-    assert all(len(letters[name]) == (model.num_layers if name in blocks else 1) for name in letters)
+    for name, each in letters.items():
+        assert len(each) == (model.num_layers if name in blocks else 2 if name in twice else 1)
     assert set("".join(letters.values())) <= set("gcd")
     sums = dict.fromkeys(TIERS, 0.0)
     for tier, size in tensors(laid_out):

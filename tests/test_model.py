@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator.errors import InputError
 from simulator.model import ModelSpec, Weight, stored_bits
 from simulator.model_config import catalogue_names, load_model, parse_config, read_config
+from simulator.operations import BLOCK_STAGES
 
 # Totals of the models on the Hugging Face hub; all were recounted with transformers 5.23 on the meta device.
 PUBLISHED = {
@@ -191,7 +192,7 @@ def test_opt_350m_projects_and_has_no_final_norm() -> None:
         ("lm_head.weight", (50272, 512), "head"),
     ]
     stages = {weight.name: weight.stage for weight in model.layer_weights()}
-    assert stages["self_attn_layer_norm.weight"] == "mlp"
+    assert stages["self_attn_layer_norm.weight"] == "project"
     assert list(stages)[-1] == "final_layer_norm.bias"
 
 
@@ -206,8 +207,8 @@ def test_opt_layer_weights() -> None:
         ("self_attn.k_proj.bias", (768,), "qkv"),
         ("self_attn.v_proj.weight", (768, 768), "qkv"),
         ("self_attn.v_proj.bias", (768,), "qkv"),
-        ("self_attn.out_proj.weight", (768, 768), "mlp"),
-        ("self_attn.out_proj.bias", (768,), "mlp"),
+        ("self_attn.out_proj.weight", (768, 768), "project"),
+        ("self_attn.out_proj.bias", (768,), "project"),
         ("final_layer_norm.weight", (768,), "mlp"),
         ("final_layer_norm.bias", (768,), "mlp"),
         ("fc1.weight", (3072, 768), "mlp"),
@@ -226,7 +227,7 @@ def test_qwen3_layer_weights() -> None:
         ("self_attn.v_proj.weight", (1024, 1024), "qkv"),
         ("self_attn.q_norm.weight", (128,), "qkv"),
         ("self_attn.k_norm.weight", (128,), "qkv"),
-        ("self_attn.o_proj.weight", (1024, 2048), "mlp"),
+        ("self_attn.o_proj.weight", (1024, 2048), "project"),
         ("post_attention_layernorm.weight", (1024,), "mlp"),
         ("mlp.gate_proj.weight", (3072, 1024), "mlp"),
         ("mlp.up_proj.weight", (3072, 1024), "mlp"),
@@ -247,7 +248,8 @@ def test_work_of_a_tiny_model() -> None:
     """FLOPs of a tiny model agree with a count by hand."""
     model = parse_config(LLAMA, "tiny")
     assert model.linear_flops("qkv") == 2 * (8 * 8 + 4 * 8 + 4 * 8)
-    assert model.linear_flops("mlp") == 2 * (8 * 8 + 3 * 8 * 12)
+    assert model.linear_flops("project") == 2 * 8 * 8
+    assert model.linear_flops("mlp") == 2 * 3 * 8 * 12
     assert model.linear_flops("head") == 2 * 8 * 10
     # three new tokens over two cached ones see 3, 4 and 5 tokens; 4 heads of 2 elements, 4 FLOPs each
     assert model.attention_flops(3, 2) == 4 * 4 * 2 * (3 + 4 + 5)
@@ -278,7 +280,7 @@ def test_flexgen_sizes_of_opt_175b() -> None:
     """OPT-175B has the cache of FlexGen's formula, 4 h bytes per token and block."""
     model = load_model("opt-175b")
     assert model.kv_bytes_per_token == 4 * 12288
-    assert model.linear_flops("qkv") + model.linear_flops("mlp") == 24 * 12288**2
+    assert sum(model.linear_flops(stage) for stage in BLOCK_STAGES) == 24 * 12288**2
 
 
 def test_tied_table_is_counted_once() -> None:
@@ -339,7 +341,7 @@ def test_quantising_saves(model: ModelSpec, bits: int, group: int) -> None:
 def test_work_is_twice_the_matrices(model: ModelSpec) -> None:
     """A block's products take two FLOPs per element of its matrices."""
     matrices = sum(weight.numel for weight in model.layer_weights() if weight.is_matrix)
-    assert model.linear_flops("qkv") + model.linear_flops("mlp") == 2 * matrices
+    assert sum(model.linear_flops(stage) for stage in BLOCK_STAGES) == 2 * matrices
 
 
 @given(models())

@@ -1,16 +1,11 @@
-"""Fit the roofline constants of a hardware profile to tables of measured kernels.
+"""Fit the kernel constants of a hardware profile to tables of measured kernels.
 
     python -m tools.fit_kernels h100_gemm_perf.csv.gz h100_context_attention_perf.csv.gz
     python -m tools.fit_kernels l40s_gemm_perf.csv.gz --cache "96 MiB"
 
-The tables are those of NVIDIA's aiconfigurator: one measured shape a row, latency in milliseconds. Their
-columns tell a GEMM (m, n, k) from attention over a prompt and over cached tokens. Four constants go into the
-profile. Two effects of the measurement are fitted beside them and stay out of it:
-
-* *grain*: an attention block (one sequence, one head) never costs less than so many bytes read. Only short
-  sequences feel it.
-* *cache*: the benchmark repeats a kernel on the same operands, so those that fit the second-level cache never
-  leave it. A model that streams its weights has no such luck. Give ``--cache`` to look for it.
+The tables are those of NVIDIA's aiconfigurator: one measured shape a row, latency in milliseconds. What each
+constant means stands with ``simulator.kernels.Roofline``. The four of the plain roofline are always fitted;
+of the others those stay that the table asks for: without them its median error would be larger.
 """
 
 from __future__ import annotations
@@ -19,69 +14,34 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.validate_kernels import KernelTable, kernel_seconds, read_kernels
 from simulator.errors import InputError
 from simulator.hardware import Roofline
+from simulator.kernels import Floats, KernelWork
 from simulator.units import BYTE_RATE, BYTES, DURATION, FLOP_RATE
 
-Floats = NDArray[np.float64]
-Rows = Mapping[str, Floats]
-
-ELEMENT = 2.0  # bytes of a bfloat16 number
-GEMM_WEIGHTS = 6.0  # sets of weights through which the GEMM benchmark cycles
-QUERY_TILE = 128.0  # prompt tokens that one attention block takes
-_EDGE = 8.0  # how sharply the cache ends
 _LONG = 1e-3  # kernels of this many seconds and more are reported apart: offloading runs large ones
 _LOSSES = (("soft_l1", 0.1), ("soft_l1", 0.03), ("cauchy", 0.05))  # from all rows to the bulk of them
-_CONSTANTS = ("flops", "bandwidth", "latency", "sharpness")
+_WORTH = 1.02  # a constant without which the median error grows by less than this is left out
+_PLAIN = ("flops", "bandwidth", "latency", "sharpness")
+_FURTHER = {"gemm": ("tail", "split"), "prefill": ("tail", "grain"), "decode": ("tail", "split", "grain")}
+_KEY = {"gemm": "bfloat16", "prefill": "prefill", "decode": "decode"}
 _LIMITS = {  # name: (start, lowest, highest)
     "flops": (1e14, 1e11, 1e16),
     "bandwidth": (1e12, 1e10, 1e14),
     "latency": (5e-6, 1e-7, 1e-3),
     "sharpness": (2.0, 1.001, 16.0),
+    "tail": (1e-9, 1e-13, 1e-6),
+    "split": (2000.0, 16.0, 1e6),
     "grain": (3e4, 1.0, 1e7),
-    "speedup": (2.0, 1.01, 20.0),
+    "speedup": (2.0, 1.01, 20.0),  # of cached over bandwidth
 }
-
-
-@dataclass(frozen=True)
-class Work:
-    """What measured kernels do, one entry a row."""
-
-    key: str  # where the constants stand in a profile
-    flops: Floats  # [FLOP]
-    operands: tuple[tuple[Floats, Floats], ...]  # bytes moved, and bytes that must fit a cache to stay there
-    blocks: Floats | None = None  # units that cost at least the grain
-
-    @property
-    def bytes(self) -> Floats:
-        """Bytes moved in each row [B]."""
-        return np.asarray(sum(moved for moved, _ in self.operands))
-
-    def plain(self) -> Work:
-        """Give the same work without what the grain and the cache apply to."""
-        return Work(self.key, self.flops, ((self.bytes, self.bytes),))
-
-    def charged(self, constants: Mapping[str, float], cache: float) -> Floats:
-        """Count the bytes that kernels pay for: those moved, at least the grain, less what a cache serves."""
-        charged = np.zeros_like(self.flops)
-        for moved, footprint in self.operands:
-            hot = 1.0 / (1.0 + (footprint / cache) ** _EDGE) if cache else np.zeros_like(moved)
-            charged += moved * (1.0 - hot + hot / constants.get("speedup", 1.0))
-        if self.blocks is not None:
-            charged *= (1.0 + (self.blocks * constants["grain"] / self.bytes) ** 4) ** 0.25
-        return charged
-
-    def seconds(self, constants: Mapping[str, float], cache: float = 0.0) -> Floats:
-        """Give the time of every row by the profile's own formula [s]."""
-        values = {name: constants[name] for name in _CONSTANTS}
-        return Roofline.model_construct(None, **values, source="fit").seconds(
-            self.flops, self.charged(constants, cache)
-        )
 
 
 @dataclass(frozen=True)
@@ -97,79 +57,35 @@ class Fit:
         return float(np.median(self.error))
 
 
-def gemm_work(rows: Rows) -> Work:
-    """Count the work of ``[m, k] x [k, n]``: 2mnk FLOP, operands and result moved once."""
-    m, n, k = rows["m"], rows["n"], rows["k"]
-    weights, rest = ELEMENT * k * n, ELEMENT * (m * k + m * n)
-    operands = ((weights, GEMM_WEIGHTS * weights + rest), (rest, weights + rest))
-    return Work("bfloat16", 2.0 * m * n * k, operands)
+def seconds(work: KernelWork, constants: Mapping[str, float], cache: float = 0.0) -> Floats:
+    """Give the time of every row by the profile's own formula [s]."""
+    values: dict[str, Any] = dict.fromkeys(Roofline.model_fields) | dict(constants)
+    line = Roofline.model_construct(None, **values)  # numbers without units
+    return kernel_seconds(work, line, cache)
 
 
-def prefill_work(rows: Rows) -> Work:
-    """Count causal attention over prompts: each token with itself and all before; q, k, v, o moved once."""
-    batch, tokens, heads, kv_heads, head_dim = _attention(rows, "isl")
-    flops = 4.0 * heads * head_dim * batch * tokens * (tokens + 1.0) / 2.0
-    moved = ELEMENT * batch * tokens * head_dim * (2.0 * heads + 2.0 * kv_heads)
-    return Work("prefill", flops, ((moved, moved),), batch * heads * np.ceil(tokens / QUERY_TILE))
+def take(work: KernelWork, rows: NDArray[np.intp]) -> KernelWork:
+    """Give the work of some rows."""
+    operands = tuple((moved[rows], footprint[rows]) for moved, footprint in work.operands)
+    blocks = np.broadcast_to(work.blocks, work.flops.shape)[rows]
+    return KernelWork(work.flops[rows], operands, work.depth[rows], blocks)
 
 
-def decode_work(rows: Rows) -> Work:
-    """Count attention of one new token: keys and values of it and the cached ones read, q and o moved."""
-    batch, cached, heads, kv_heads, head_dim = _attention(rows, "step")
-    tokens = cached + 1.0
-    moved = ELEMENT * batch * head_dim * (2.0 * kv_heads * tokens + 2.0 * heads)
-    return Work("decode", 4.0 * heads * head_dim * batch * tokens, ((moved, moved),), batch * kv_heads)
-
-
-def _attention(rows: Rows, length: str) -> list[Floats]:
-    return [rows[name] for name in ("batch_size", length, "num_heads", "num_key_value_heads", "head_dim")]
-
-
-def read_table(path: Path) -> tuple[Work, Floats]:
-    """Read a kernel table as work and measured seconds.
-
-    Sliding-window attention is left out: its kernels are others, and the models here attend to all tokens.
-
-    Raises:
-        InputError: unreadable, or not such a table.
-    """
-    import pandas as pd  # noqa: PLC0415 - heavy, and an optional dependency
-
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a kernel table ({' '.join(str(error).split())})") from None
-    if "window_size" in table:
-        table = table[table["window_size"] == 0]
-    numbers = table.select_dtypes("number")
-    rows = {str(name): numbers[name].to_numpy(dtype=float) for name in numbers}
-    try:
-        work, seconds = _counter(rows)(rows), rows["latency"] * 1e-3
-    except KeyError as error:
-        raise InputError(f"{path}: not a kernel table (no column of numbers called {error})") from None
-    if not len(seconds) or not np.all(seconds > 0.0) or not np.all(work.bytes > 0.0):
-        raise InputError(f"{path}: every row needs a latency and a shape above zero, and one row at least")
-    return work, seconds
-
-
-def _counter(rows: Rows) -> Callable[[Rows], Work]:
-    if "m" in rows:
-        return gemm_work
-    return prefill_work if not np.any(rows["step"]) else decode_work
-
-
-def fit(work: Work, seconds: Floats, cache: float = 0.0) -> Fit:
-    """Fit the constants to log times, rows far off counting little; of the losses keep the best median."""
+def fit(work: KernelWork, measured: Floats, names: Iterable[str], cache: float = 0.0) -> Fit:
+    """Fit constants to log times, rows far off counting little; of the losses keep the best median."""
     from scipy.optimize import least_squares  # noqa: PLC0415 - heavy, and an optional dependency
 
-    names = [*_CONSTANTS, *["grain"] * (work.blocks is not None), *["speedup"] * (cache > 0.0)]
+    names = [*_PLAIN, *("speedup" if name == "cached" else name for name in names)]
     start, low, high = (np.log([_LIMITS[name][i] for name in names]) for i in range(3))
 
     def constants(logs: Floats) -> dict[str, float]:
-        return dict(zip(names, np.exp(logs).tolist(), strict=True))
+        values = dict(zip(names, np.exp(logs).tolist(), strict=True))
+        if "speedup" in values:
+            values["cached"] = values.pop("speedup") * values["bandwidth"]
+        return values
 
     def residuals(logs: Floats) -> Floats:
-        return np.log(work.seconds(constants(logs), cache) / seconds)
+        return np.log(seconds(work, constants(logs), cache) / measured)
 
     fits = []
     for loss, scale in _LOSSES:  # each starts where the one before ended
@@ -178,33 +94,59 @@ def fit(work: Work, seconds: Floats, cache: float = 0.0) -> Fit:
     return min(fits, key=lambda result: result.median)
 
 
+def choose(kind: str, work: KernelWork, measured: Floats, cache: float = 0.0) -> tuple[Fit, tuple[str, ...]]:
+    """Fit all constants of a kind of kernel, and leave out one after another that hardly helps."""
+    names = (*_FURTHER[kind], *(["cached"] if cache else []))
+    best = fit(work, measured, names, cache)
+    for group in ({"cached"}, {"grain"}, {"split"}, {"tail", "split"}):
+        fewer = tuple(name for name in names if name not in group)
+        if fewer != names:
+            without = fit(work, measured, fewer, cache)
+            if without.median <= best.median * _WORTH:
+                best, names = without, fewer
+    return best, names
+
+
+def cross_validated(
+    work: KernelWork, measured: Floats, names: tuple[str, ...], cache: float = 0.0
+) -> list[float]:
+    """Fit one half of the shapes, drawn by chance, and give the other half's median error; both ways."""
+    order = np.random.default_rng(0).permutation(len(measured))
+    halves = order[::2], order[1::2]
+    errors = []
+    for seen, unseen in (halves, halves[::-1]):
+        constants = fit(take(work, seen), measured[seen], names, cache).constants
+        predicted = seconds(take(work, unseen), constants, cache)
+        errors.append(float(np.median(np.abs(predicted / measured[unseen] - 1.0))))
+    return errors
+
+
 def snippet(key: str, constants: Mapping[str, float]) -> str:
-    """Write the four constants as the line of a profile."""
-    flops, bandwidth, latency, sharpness = (float(f"{constants[name]:.3g}") for name in _CONSTANTS)
-    return (
-        f"{key}: {{flops: {FLOP_RATE.format(flops)}, bandwidth: {BYTE_RATE.format(bandwidth)}, "
-        f"latency: {DURATION.format(latency)}, sharpness: {sharpness:g}, source: fit}}"
-    )
+    """Write the constants as the line of a profile."""
+    show: dict[str, Callable[[float], str]] = {
+        "flops": FLOP_RATE.format,
+        "bandwidth": BYTE_RATE.format,
+        "latency": DURATION.format,
+        "tail": lambda value: f"{value * 1e9:.3g} ns",
+        "grain": lambda value: f"{value / 1e3:.3g} kB",
+        "cached": BYTE_RATE.format,
+    }
+    order = [name for name in Roofline.model_fields if name in constants]
+    texts = [f"{name}: {show.get(name, '{:g}'.format)(float(f'{constants[name]:.3g}'))}" for name in order]
+    return f"{key}: {{{', '.join(texts)}, source: fit}}"
 
 
-def report(work: Work, seconds: Floats, cache: float) -> Iterable[str]:
+def report(table: KernelTable, cache: float) -> Iterable[str]:
     """Fit a table and write how well, and the line for the profile."""
-    result = fit(work, seconds, cache)
-    beside, long = [], seconds >= _LONG
-    if "grain" in result.constants:
-        beside.append(f"at least {result.constants['grain'] / 1e3:.3g} kB a block")
-    if cache:
-        beside.append(f"operands in the cache {result.constants['speedup']:.2g} times as fast")
+    work, long = table.work(), table.seconds >= _LONG
+    result, names = choose(table.kind, work, table.seconds, cache)
     yield f"  median error {result.median:.1%}, nine rows in ten below {np.quantile(result.error, 0.9):.1%}"
     if long.any():
         yield f"  {long.sum()} kernels of 1 ms and more: median error {np.median(result.error[long]):.1%}"
-    if beside:
-        plain = np.abs(work.plain().seconds(result.constants) / seconds - 1.0)
-        yield f"  with {' and '.join(beside)}; without, median error {np.median(plain):.1%}"
-        beyond = np.max([footprint for _, footprint in work.operands], axis=0) > cache
-        if cache and beyond.any():
-            yield f"  {beyond.sum()} kernels beyond the cache: median error {np.median(plain[beyond]):.1%}"
-    yield f"  {snippet(work.key, result.constants)}"
+    if len(work.flops) > 1:
+        halves = " and ".join(f"{error:.1%}" for error in cross_validated(work, table.seconds, names, cache))
+        yield f"  fitted to one half of the rows, the other half: {halves}"
+    yield f"  {snippet(_KEY[table.kind], result.constants)}"
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
@@ -215,9 +157,9 @@ def main(tables: tuple[Path, ...], cache: str) -> None:
     try:
         size = BYTES.parse(cache)
         for path in tables:
-            work, seconds = read_table(path)
-            click.echo(f"{path.name}: {len(seconds)} rows")
-            for line in report(work, seconds, size):
+            table = read_kernels(path)
+            click.echo(f"{path.name}: {len(table.seconds)} rows")
+            for line in report(table, size):
                 click.echo(line)
     except (InputError, ValueError) as error:
         click.echo(f"error: {error}", err=True)

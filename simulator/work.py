@@ -1,0 +1,285 @@
+"""What one cell of the traversal does: the single place where the work of a run is derived.
+
+A *cell* is one (pass, layer, group). Its operations and their FLOPs, bytes and kernel launches are affine in
+the placement variables (``simulator.policy.PLACEMENT``). The placement program sums these forms with the
+variables left open; the schedule evaluates the same forms at a layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from simulator.kernels import PROMPT_TILE
+from simulator.layers import WORKING, CellKind, Shape, expanded_bytes, layer_tensors, layer_weight_bytes
+from simulator.model import ModelSpec, Weight
+from simulator.operations import BLOCK_STAGES, IntArray, LinearStage
+from simulator.policy import (
+    ACTIVATIONS_OFF_GPU,
+    ACTIVATIONS_ON_DISK,
+    ALWAYS,
+    CACHE_OFF_GPU,
+    CACHE_ON_CPU_ENGINE,
+    CACHE_ON_DISK,
+    CACHE_ON_GPU_ENGINE,
+    CACHE_STREAMED,
+    CPU_CACHE_ON_CPU_ENGINE,
+    CPU_CACHE_ON_GPU_ENGINE,
+    CPU_WEIGHTS,
+    DISK_WEIGHTS,
+    STREAMED_WEIGHTS,
+    FloatArray,
+)
+from simulator.runtime import Runtime, TensorClass
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one operation does for C kinds of cells: affine forms in the placement, and counts of kernels.
+
+    Attributes:
+        flops: affine form. [C, len(PLACEMENT)]
+        bytes: affine form; of a copy what crosses the link, of a kernel what it moves in its engine's
+            memory. [C, len(PLACEMENT)]
+        kernels: launches, or copies. [C]
+        steps: inner dimensions of all kernels together: k of a matrix product, the tokens of attention. [C]
+        blocks: affine form: attention blocks, one for each sequence and key-value head (of a prompt, head
+            and tile of tokens). [C, len(PLACEMENT)]
+    """
+
+    flops: FloatArray
+    bytes: FloatArray
+    kernels: FloatArray
+    steps: FloatArray
+    blocks: FloatArray
+
+    def __add__(self, other: Work) -> Work:
+        """Do both, one after the other."""
+        return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+    def times(self, count: FloatArray) -> Work:
+        """Do it so many times in each kind of cell. [C]"""
+        forms = (self.flops, self.bytes, self.blocks)
+        flops, bytes_, blocks = (form * count[:, None] for form in forms)
+        return Work(flops, bytes_, self.kernels * count, self.steps * count, blocks)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Kinds of cells, as columns: kind of layer, sequences, new tokens of each, cached tokens of each. [C]"""
+
+    kind: IntArray
+    sequences: FloatArray
+    new: FloatArray
+    cached: FloatArray
+
+
+def layer_work(model: ModelSpec, shape: Shape, runtime: Runtime, kind: CellKind) -> dict[str, Work]:
+    """Loads of one layer's weights in one pass: the disk share to the CPU, that and the CPU's to the GPU.
+
+    With memory-mapped files the disk share has a relay of its own; where the host stages pageable memory, the
+    CPU's share passes through its hands first. Unless an engine loads it, the embedding table stays where
+    it lies and rows are looked up (``load_embeddings``).
+    """
+    if kind == CellKind.EMBED and not runtime.loads_embeddings:
+        return {}
+    size = layer_weight_bytes(model, shape, runtime, kind)
+    tensors = float(len(layer_tensors(model, runtime, kind)))
+    mapped = runtime.disk_io == "mapped"
+
+    def of(form: FloatArray) -> Work:
+        return _form(bytes_=np.full(1, size), kernels=tensors, over=form)
+
+    work = {"read_weights": of(DISK_WEIGHTS), "load_weights": of(CPU_WEIGHTS if mapped else STREAMED_WEIGHTS)}
+    if mapped:
+        work["relay_weights"] = of(DISK_WEIGHTS)
+    if staged(runtime, shape, "weights"):
+        work["stage_weights"] = of(CPU_WEIGHTS)
+    return work
+
+
+def staged(runtime: Runtime, shape: Shape, name: TensorClass) -> bool:
+    """Say whether the host copies a class of tensors to pinned memory before they go to the GPU."""
+    return runtime.staging == "host" and not runtime.pinned.of(name, shape.pinned)
+
+
+def cell_work(model: ModelSpec, shape: Shape, runtime: Runtime, cells: Cells) -> dict[str, Work]:
+    """Work of every operation that belongs to a cell, for each kind of cell. See docs/cost-model.md."""
+    attends = _marks(cells, CellKind.BLOCK, CellKind.ATTENTION)
+    decode = attends * (cells.cached > 0)
+    prompt = attends - decode
+    tokens = cells.sequences * cells.new
+    cached = cells.sequences * cells.cached * decode
+    work: dict[str, Work] = {}
+    work |= _activation_work(model, runtime, cells, tokens)
+    work |= _matmul_work(model, cells, tokens)
+    work |= _cache_work(model, shape, runtime, tokens * attends, cached, decode)
+    work |= _host_work(model, shape, runtime, cached)
+    work |= _attention_work(model, runtime, cells, prompt, decode)
+    if shape.weight_bits < 16:
+        sizes = [expanded_bytes(model, runtime, kind) for kind in WORKING]
+        expanded = sum(size * _marks(cells, kind) for kind, size in zip(WORKING, sizes, strict=True))
+        work["dequantize_weights"] = _form(bytes_=expanded, kernels=np.sign(expanded))
+    return work
+
+
+def _marks(cells: Cells, *kinds: CellKind) -> FloatArray:
+    """Mark the cells of some kinds with 1. [C]"""
+    return np.isin(cells.kind, kinds).astype(float)
+
+
+def _form(
+    flops: FloatArray | float = 0.0,
+    bytes_: FloatArray | float = 0.0,
+    kernels: FloatArray | float = 1.0,
+    over: FloatArray = ALWAYS,
+    *,
+    steps: FloatArray | float = 0.0,
+    blocks: FloatArray | float = 0.0,
+) -> Work:
+    """Spread work that is proportional to one indicator form: [C] becomes [C, len(PLACEMENT)]."""
+    flops, bytes_, kernels, steps, blocks = np.broadcast_arrays(
+        *(np.asarray(each, float) for each in (flops, bytes_, kernels, steps, blocks))
+    )
+    return Work(flops[:, None] * over, bytes_[:, None] * over, kernels, steps, blocks[:, None] * over)
+
+
+def _activation_work(model: ModelSpec, runtime: Runtime, cells: Cells, tokens: FloatArray) -> dict[str, Work]:
+    """Hidden states to and from their home, and the rows of the embedding table."""
+    embed, head = _marks(cells, CellKind.EMBED), _marks(cells, CellKind.HEAD)
+    size = model.hidden_bytes
+    inward = size * (tokens * (1 - embed - head) + cells.sequences * head)
+    outward = size * tokens * (1 - head)
+    rows = size * tokens * embed * (not runtime.loads_embeddings)
+    return {
+        "read_activations": _form(bytes_=inward, over=ACTIVATIONS_ON_DISK),
+        "load_activations": _form(bytes_=inward, over=ACTIVATIONS_OFF_GPU),
+        "store_activations": _form(bytes_=outward, over=ACTIVATIONS_OFF_GPU),
+        "write_activations": _form(bytes_=outward, over=ACTIVATIONS_ON_DISK),
+        "read_embeddings": _form(bytes_=rows, over=DISK_WEIGHTS),
+        "load_embeddings": _form(bytes_=rows, over=STREAMED_WEIGHTS),
+    }
+
+
+def _matmul_work(model: ModelSpec, cells: Cells, tokens: FloatArray) -> dict[str, Work]:
+    """Projections, the MLP and the head (for each sequence's last token), with the traffic they cause.
+
+    In a whole block the output projection is part of ``mlp``; an attention half has it as ``project``.
+    """
+    embed, head = _marks(cells, CellKind.EMBED), _marks(cells, CellKind.HEAD)
+    block = _marks(cells, CellKind.BLOCK)
+    qkv, project, mlp = (_linear_work(model, tokens, stage) for stage in BLOCK_STAGES)
+    head_weights = model.head_weights()
+    head_bytes = model.weight_bytes(head_weights)
+    return {
+        "qkv": qkv.times(block + _marks(cells, CellKind.ATTENTION)),
+        "project": project.times(_marks(cells, CellKind.ATTENTION)),
+        "mlp": (project + mlp).times(block) + mlp.times(_marks(cells, CellKind.MLP)),
+        "head": _form(
+            flops=cells.sequences * head * model.linear_flops("head"),
+            bytes_=head * (head_bytes + cells.sequences * (model.hidden_bytes + model.logits_bytes)),
+            kernels=2 * head,
+            steps=_depth(head_weights) * head,
+        ),
+        "embed": _form(bytes_=2 * model.hidden_bytes * tokens * embed, kernels=2 * embed),
+    }
+
+
+def _linear_work(model: ModelSpec, tokens: FloatArray, stage: LinearStage) -> Work:
+    """Matrix products of one stage: weights read, states read and written, one kernel a matrix."""
+    hidden = model.hidden_bytes
+    traffic = {
+        "qkv": hidden + model.qkv_bytes,
+        "project": model.query_bytes + hidden,
+        "mlp": 2 * hidden + 2 * model.ffn_bytes,
+    }
+    weights = [weight for weight in model.layer_weights() if weight.stage == stage]
+    return _form(
+        flops=tokens * model.linear_flops(stage),
+        bytes_=model.weight_bytes(weights) + tokens * traffic[stage],
+        kernels=float(sum(weight.is_matrix for weight in weights) + (stage != "project")),
+        steps=_depth(weights),
+    )
+
+
+def _depth(weights: Iterable[Weight]) -> float:
+    """Sum the inner dimensions of matrix products."""
+    return float(sum(weight.shape[1] for weight in weights if weight.is_matrix))
+
+
+def _cache_work(
+    model: ModelSpec,
+    shape: Shape,
+    runtime: Runtime,
+    new_tokens: FloatArray,
+    cached_tokens: FloatArray,
+    decode: FloatArray,
+) -> dict[str, Work]:
+    """Keys and values to and from their home, queries and outputs of CPU attention, conversions."""
+    stored = model.kv_bytes(shape.cache_bits, shape.quant_group)
+    full = model.kv_bytes_per_token
+    copies = 1.0 if runtime.page_tokens else 2.0  # contiguous keys and values are tensors of their own
+    new, old = copies * np.sign(new_tokens), copies * np.sign(cached_tokens)
+    query = model.query_bytes * new_tokens * decode
+    work = {
+        "store_cache": _form(bytes_=stored * new_tokens, kernels=new, over=CACHE_OFF_GPU),
+        "write_cache": _form(bytes_=stored * new_tokens, kernels=new, over=CACHE_ON_DISK),
+        "read_cache": _form(bytes_=stored * cached_tokens, kernels=old, over=CACHE_ON_DISK),
+        "load_cache": _form(bytes_=stored * cached_tokens, kernels=old, over=CACHE_STREAMED),
+        "store_query": _form(bytes_=query, over=CACHE_ON_CPU_ENGINE),
+        "load_output": _form(bytes_=query, over=CACHE_ON_CPU_ENGINE),
+    }
+    if shape.cache_bits < 16:
+        expanded = full * cached_tokens
+        work["quantize_cache"] = _form(bytes_=full * new_tokens)
+        work["dequantize_cache"] = _form(bytes_=expanded, over=CACHE_ON_GPU_ENGINE)
+        work["dequantize_cache_cpu"] = _form(bytes_=expanded, over=CACHE_ON_CPU_ENGINE)
+    return work
+
+
+def _host_work(
+    model: ModelSpec, shape: Shape, runtime: Runtime, cached_tokens: FloatArray
+) -> dict[str, Work]:
+    """What the thread that issues all work does itself: staging of pageable cache, copies to float32."""
+    stored = model.kv_bytes(shape.cache_bits, shape.quant_group)
+    work = {}
+    if staged(runtime, shape, "cache"):
+        work["stage_cache"] = _form(bytes_=stored * cached_tokens, over=CPU_CACHE_ON_GPU_ENGINE)
+    if runtime.cpu_attention_dtype == "float32":
+        work["expand_cache"] = _form(
+            bytes_=model.kv_bytes_per_token * cached_tokens, over=CPU_CACHE_ON_CPU_ENGINE
+        )
+    return work
+
+
+def _attention_work(
+    model: ModelSpec, runtime: Runtime, cells: Cells, prompt: FloatArray, decode: FloatArray
+) -> dict[str, Work]:
+    """Attention over the prompt on the GPU, and of one new token over the cache where the policy says."""
+    flops = cells.sequences * model.attention_flops(cells.new, cells.cached)
+    own = cells.sequences * cells.new * (2 * model.query_bytes + model.kv_bytes_per_token)
+    cached = cells.sequences * cells.cached * model.kv_bytes_per_token
+    wide = 2.0 if runtime.cpu_attention_dtype == "float32" else 1.0
+    scores = 0.0 if runtime.fused_attention else 8.0 * model.num_heads * cells.sequences * cells.new**2
+    steps = cells.cached + cells.new
+    tiles = cells.sequences * model.num_heads * np.ceil(cells.new / PROMPT_TILE)
+    heads = cells.sequences * model.num_kv_heads
+    on_gpu = _form(
+        flops * decode,
+        (own + cached) * decode,
+        decode,
+        CACHE_ON_GPU_ENGINE,
+        steps=steps * decode,
+        blocks=heads * decode,
+    )
+    return {
+        "attend_prompt": _form(
+            flops * prompt, (own + scores) * prompt, prompt, steps=steps * prompt, blocks=tiles * prompt
+        ),
+        "attend": on_gpu,
+        "attend_cpu": _form(
+            flops * decode, wide * (own + cached) * decode, decode, CACHE_ON_CPU_ENGINE, steps=steps * decode
+        ),
+    }
