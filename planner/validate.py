@@ -15,6 +15,7 @@ from planner.listings import FORMATS, console, echo_json
 from planner.measurements import (
     Measurement,
     read_rows,
+    recognised,
     shipped_breakdowns,
     shipped_orders,
     shipped_suites,
@@ -76,7 +77,7 @@ def validate_files(files: Iterable[Path], kernels: Iterable[Path], hardware: str
     Raises:
         InputError: a file is malformed, or no machine is named.
     """
-    scores = _scores({path.stem: read_rows(path) for path in files}, _Machines(hardware))
+    scores = _scores({path.stem: recognised(read_rows(path)) for path in files}, _Machines(hardware))
     for path in kernels:
         if hardware is None:
             raise InputError("--kernels: give the machine of the tables with --hw")

@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 
 from planner.cli import cli
 from planner.engine_rows import policy_of
-from planner.measurements import Measurement, Order, shipped_breakdowns, shipped_orders, shipped_suites
+from planner.measurements import (
+    Measurement,
+    Order,
+    recognised,
+    shipped_breakdowns,
+    shipped_orders,
+    shipped_suites,
+)
 from planner.score import Score, component_of, score_orders, summarise
 from planner.validate_report import reasons
 from simulator.model_config import catalogue_names
@@ -466,3 +473,16 @@ def test_a_row_is_refused_in_words() -> None:
     """A record made in a program is checked as a file's row is."""
     with pytest.raises(ValueError, match="cg and cc sum to 130"):
         Measurement.model_validate(GOOD | {"cg": 30})
+
+
+def test_rows_that_ship_are_recognised() -> None:
+    """The same run in a file of the user's: fitted or not, and how it was measured, as known; another is not."""
+    shipped = {row.id: row for suite in shipped_suites().values() for row in suite}
+    row = shipped["t2-30b-512"]
+    plain = row.model_dump(exclude={"fitted", "first_step", "hardware", "source"}) | {"id": "mine"}
+    (same,) = recognised([Measurement.model_validate(plain)])
+    assert (same.id, same.fitted, same.first_step) == ("mine", True, True)
+    (other,) = recognised([Measurement.model_validate(plain | {"throughput_tok_s": 7.4})])
+    assert (other.fitted, other.first_step) == (False, False)
+    (said,) = recognised([Measurement.model_validate(plain | {"first_step": False})])
+    assert (said.fitted, said.first_step) == (True, False)
