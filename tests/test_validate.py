@@ -476,7 +476,7 @@ def test_a_row_is_refused_in_words() -> None:
 
 
 def test_rows_that_ship_are_recognised() -> None:
-    """The same run in a file of the user's: fitted or not, and how it was measured, as known; another is not."""
+    """The same run in a file of the user's is known: fitted or not, and how it was measured."""
     shipped = {row.id: row for suite in shipped_suites().values() for row in suite}
     row = shipped["t2-30b-512"]
     plain = row.model_dump(exclude={"fitted", "first_step", "hardware", "source"}) | {"id": "mine"}
