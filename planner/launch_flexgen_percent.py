@@ -156,12 +156,16 @@ def _in_one_place(split: Split) -> tuple[int, int]:
 
 
 def _nearest(realised: dict[int, float], target: float, asked: float) -> int:
-    """Pick the percentage with the largest share that is not above the target, nearest to what was asked."""
+    """Pick the percentage with the largest share that is not above the target, nearest to what was asked.
+
+    Nothing and all are typed as 0 and 100.
+    """
     best = max(share for share in realised.values() if share <= target + _SLACK)
-    return min(
-        (each for each, share in realised.items() if math.isclose(share, best, abs_tol=_SLACK)),
-        key=lambda each: (abs(each - asked), each),
-    )
+    same = [each for each, share in realised.items() if math.isclose(share, best, abs_tol=_SLACK)]
+    plain = round(100 * best)
+    if best in (0.0, 1.0) and plain in same:
+        return plain
+    return min(same, key=lambda each: (abs(each - asked), each))
 
 
 def _percents(
