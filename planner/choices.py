@@ -87,10 +87,12 @@ def _homes(runtime: Runtime, pins: Pins, shape: Shape) -> list[Pins]:
             raise InputError(
                 f"--fix {name}: runtime {runtime.name} keeps it whole, on {' or '.join(tiers)}; drop it"
             )
-    if runtime.cpu_attention == "whole" and pins.get("cpu_attention") is None:
+    if runtime.cpu_attention != "share" and pins.get("cpu_attention") is None:
         shares = (0.0, 1.0) if shape.cache_bits == 16 else (0.0,)
+        shares = (1.0,) if runtime.cpu_attention == "always" else shares
         free.append([("cpu_attention", share) for share in shares])
-    return [each for each in map(Pins, itertools.product(*free)) if not _idle(each, pins)]
+    homes = map(Pins, itertools.product(*free))
+    return [each for each in homes if runtime.cpu_attention == "always" or not _idle(each, pins)]
 
 
 def _idle(homes: Pins, pins: Pins) -> bool:

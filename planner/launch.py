@@ -26,6 +26,7 @@ __all__ = ["Launch", "as_text", "commands", "limited", "lost_forms", "require_co
 _WRITERS: dict[str, Callable[[Wanted], Launch]] = {
     "flexgen": flexgen,
     "zero-inference": zero_inference,
+    "zero-inference-2023": zero_inference,
     "accelerate": accelerate,
     "petals": petals,
 }
@@ -34,6 +35,7 @@ _WRITERS: dict[str, Callable[[Wanted], Launch]] = {
 _QUANTIZES: dict[str, tuple[Literal["weights", "cache"], ...]] = {
     "flexgen": ("weights", "cache"),
     "zero-inference": ("weights",),
+    "zero-inference-2023": ("weights",),
     "accelerate": (),
 }
 

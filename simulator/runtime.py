@@ -92,7 +92,7 @@ class Runtime(Record):
         disk_io: ``direct`` reads and writes at the device's rate; ``mapped`` goes through memory-mapped
             files: one thread a tensor, a relay to the GPU, writes into the page cache.
         cpu_attention: the CPU may attend to any ``share`` of the cache that lies off the GPU, or to the
-            ``whole`` of it or none; then to none of a quantised cache.
+            ``whole`` of it or none (then to none of a quantised cache), or ``always`` to all of it.
         cpu_attention_dtype: the CPU attends to the cache as stored, or to a ``float32`` copy of it.
         loads_embeddings: the token table is a layer's weights like any other: stored for input and output,
             loaded in every pass. Otherwise its rows are looked up where it lies.
@@ -120,7 +120,7 @@ class Runtime(Record):
     pinned: Pinning = Pinning()
     staging: Literal["driver", "host"] = "driver"
     disk_io: Literal["direct", "mapped"] = "direct"
-    cpu_attention: Literal["share", "whole"] = "share"
+    cpu_attention: Literal["share", "whole", "always"] = "share"
     cpu_attention_dtype: Literal["stored", "float32"] = "stored"
     loads_embeddings: bool = False
     quantizes_ends: bool = False

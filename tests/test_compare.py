@@ -156,10 +156,11 @@ def test_the_table_fits_and_names_all() -> None:
 def test_ratios_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference at 12 tok/s is 4 times an engine at 3; the reference comes first, pipelines later."""
     answers = {"reference": 12.0, "flexgen": 3.0, "accelerate": 24.0, "zero-inference": 0.05, "petals": 6.0}
+    answers["zero-inference-2023"] = 0.02
     stub(monkeypatch, dict(answers))
     outcome = compare_engines(question())
     assert [row.engine for row in outcome.rows] == [
-        *("reference", "accelerate", "flexgen", "zero-inference", "petals")
+        *("reference", "accelerate", "flexgen", "zero-inference", "zero-inference-2023", "petals")
     ]
     ratios = {row["engine"]: row["reference_is_times"] for row in outcome.to_json()["engines"]}
     assert ratios == {
@@ -167,6 +168,7 @@ def test_ratios_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         "flexgen": 4.0,
         "accelerate": 0.5,
         "zero-inference": pytest.approx(240.0),
+        "zero-inference-2023": pytest.approx(600.0),
         "petals": 2.0,
     }
     text = text_of(outcome.rows)
@@ -187,11 +189,12 @@ def test_an_engine_that_cannot_keeps_its_row(monkeypatch: pytest.MonkeyPatch) ->
         "flexgen": 3.0,
         "accelerate": InputError("it has no such layers"),
         "zero-inference": 1.0,
+        "zero-inference-2023": 0.5,
         "petals": 2.0,
     }
     stub(monkeypatch, answers)
     outcome = compare_engines(question())
-    assert {row.engine for row in outcome.rows[3:]} == {"reference", "accelerate"}
+    assert {row.engine for row in outcome.rows[4:]} == {"reference", "accelerate"}
     text = text_of(outcome.rows)
     assert line_of(text, "accelerate").split(maxsplit=1)[1].strip() == "it has no such layers"
     assert line_of(text, "reference  ").split(maxsplit=1)[1].strip() == "gpu memory is short by 1 GiB"
