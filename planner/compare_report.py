@@ -17,8 +17,8 @@ from simulator.policy import Split
 _LEFT = ("engine", "schedule", "policy as\npublished", "busiest")
 _LANES = {"disk_read": "reads", "disk_write": "writes"}
 _LEGEND = (
-    "tok/s simulated; shares are % on GPU/CPU/disk, 4b is stored in 4 bits; block: groups x sequences; "
-    "busiest lane: h2d and d2h are copies to and from the GPU, reads and writes those of the disk"
+    "tok/s simulated; shares are % on GPU/CPU/disk (act.: activations), 4b is stored in 4 bits; block: groups "
+    "x sequences; busiest lane: h2d and d2h are copies to and from the GPU, reads and writes those of the disk"
 )
 _POLICIES = (
     "The policies of published runs are what others chose, not the planner's. Same run: that policy, "
@@ -61,7 +61,7 @@ def _engines(rows: Sequence[Row], reference: str) -> list[RenderableType]:
     speeds = {row.engine: row.tok_s for row in best}
     width = max(len(row.engine) for row in rows)
     columns = ("engine", "tok/s", _hyphenated(reference) + " is", "schedule", "block", "weights", "KV cache")
-    table = _table(*columns, "activ-\nations", "latency", "busiest")
+    table = _table(*columns, "act.", "latency", "busiest")
     for row in best:
         table.add_row(
             row.engine.ljust(width),
@@ -121,7 +121,7 @@ def _speed(value: float | None) -> str:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in columns:
         table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name == "engine")
     return table
