@@ -17,8 +17,8 @@ from simulator.policy import Split
 _LEFT = ("engine", "schedule", "policy as\npublished", "busiest")
 _LANES = {"disk_read": "reads", "disk_write": "writes"}
 _LEGEND = (
-    "tok/s simulated; shares are % on GPU/CPU/disk (act.: activations), 4b is stored in 4 bits; block: groups "
-    "x sequences; busiest lane: h2d and d2h are copies to and from the GPU, reads and writes those of the disk"
+    "tok/s simulated; shares are % on GPU/CPU/disk (act.: activations), 4b is in 4 bits; block: groups "
+    "x sequences; busiest lane: h2d and d2h are copies to and from the GPU, reads and writes the disk's"
 )
 _POLICIES = (
     "The policies of published runs are what others chose, not the planner's. Same run: that policy, "
