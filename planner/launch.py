@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from planner.choices import Options
 from planner.launch_accelerate import accelerate
@@ -19,6 +18,7 @@ from planner.launch_zero import zero_inference
 from planner.pins import Pins
 from planner.plan import Plan
 from simulator.errors import InputError
+from simulator.runtime import load_runtime
 from simulator.units import one_line
 
 __all__ = ["Launch", "as_text", "commands", "limited", "lost_forms", "require_commands", "save", "write"]
@@ -29,14 +29,6 @@ _WRITERS: dict[str, Callable[[Wanted], Launch]] = {
     "zero-inference-2023": zero_inference,
     "accelerate": accelerate,
     "petals": petals,
-}
-
-#: What engines of others store in 4 bits; their descriptions are of times, and do not say.
-_QUANTIZES: dict[str, tuple[Literal["weights", "cache"], ...]] = {
-    "flexgen": ("weights", "cache"),
-    "zero-inference": ("weights",),
-    "zero-inference-2023": ("weights",),
-    "accelerate": (),
 }
 
 
@@ -95,7 +87,7 @@ def save(launch: Launch, folder: Path) -> list[Path]:
 
 def lost_forms(options: Options, engine: str) -> list[str]:
     """List what the options allow in 4 bits, and the engine stores in 16 all the same."""
-    able = _QUANTIZES.get(engine, ("weights", "cache"))
+    able = load_runtime(engine).quantizes
     allowed = ("weights", "cache") if options.quantize in ("both", "auto") else (options.quantize,)
     return [name for name in ("weights", "cache") if name in allowed and name not in able]
 

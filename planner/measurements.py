@@ -23,9 +23,6 @@ from simulator.runtime import runtime_names
 from simulator.schema import Record, RecordT, decode, read_text
 from simulator.units import one_line, shortened
 
-#: Engines that rows may name although no description of their behaviour comes with the package.
-KNOWN_ENGINES = ("flexgen", "accelerate", "zero-inference")
-
 _ORDERS = "orders.csv"
 _BREAKDOWN = "_breakdown.csv"
 _PIPELINES = "petals_"
@@ -82,7 +79,7 @@ class Measurement(Record):
             total = getattr(self, gpu) + getattr(self, cpu)
             if total > 100.0 + 1e-6:
                 raise ValueError(f"columns {gpu} and {cpu} sum to {total:g}; lower one: at most 100 together")
-        known = sorted({*KNOWN_ENGINES, *runtime_names()})
+        known = runtime_names()
         if self.system not in known:
             near = difflib.get_close_matches(self.system, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known engines: {', '.join(known)}"

@@ -24,22 +24,6 @@ NEAR = 0.1 + 1e-9  # 11 over 10 is near in spite of rounding
 
 _ALL = "all suites"
 
-#: What copies are for. Everything that runs on GPU or CPU cores is compute; activations belong nowhere.
-_COPIES: dict[str, Component] = {
-    "read_weights": "weight_read",
-    "load_weights": "weight_read",
-    "relay_weights": "weight_read",
-    "stage_weights": "weight_read",
-    "read_embeddings": "weight_read",
-    "load_embeddings": "weight_read",
-    "read_cache": "cache_read",
-    "load_cache": "cache_read",
-    "stage_cache": "cache_read",
-    "expand_cache": "cache_read",
-    "store_cache": "cache_write",
-    "write_cache": "cache_write",
-}
-
 
 class Score(Record):
     """A row with its prediction, or with the reason why there is none.
@@ -174,8 +158,11 @@ def _order(order: Order, faster: Score, slower: Score) -> OrderScore:
 
 def component_of(operation: Operation) -> Component | None:
     """Say what an operation's time is spent for; None for activations, queries and outputs."""
-    on_cores: Component | None = "compute" if operation.lane in ("gpu", "cpu") else None
-    return _COPIES.get(operation.name, on_cores)
+    if operation.of is None:
+        return "compute"
+    if operation.of == "cache":
+        return "cache_write" if operation.lane in ("d2h", "disk_write") else "cache_read"
+    return "weight_read" if operation.of == "weights" else None
 
 
 def component_seconds(simulation: Simulation) -> dict[Stage, dict[Component, float]]:

@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from simulator.cells import Grid
 from simulator.cost import LANE_OF_OPERATION
+from simulator.hardware import TIERS
 from simulator.layers import CellKind, first_loaded
 from simulator.layout import Placed
 from simulator.memory import BUFFERS, BufferName, buffer_slots
 from simulator.operations import LAYER_OPERATIONS, OP, OPERATIONS, IntArray
 from simulator.passes import Window
-from simulator.policy import FloatArray
+from simulator.policy import PLACEMENT, FloatArray
 from simulator.schedule import Int8Array, Int32Array, Schedule
 from simulator.work import Work, cell_work, layer_work
 
@@ -32,13 +33,7 @@ _LOADS = (
     "read_embeddings",
     "load_embeddings",
 )
-#: Which tiers' share of a layer (GPU, CPU, disk) its loads move.
-_TIERS_LOADED = {
-    "stage_weights": np.array([0, 1, 0]),
-    "read_weights": np.array([0, 0, 1]),
-    "load_weights": np.array([0, 1, 1]),
-    "relay_weights": np.array([0, 0, 1]),
-}
+_WEIGHTS = [PLACEMENT.index(f"weights_{tier}") for tier in TIERS]
 _STORES = ("store_activations", "write_activations", "store_cache", "write_cache")
 
 
@@ -170,10 +165,9 @@ def _loads(placed: Placed, grid: Grid, bytes_: FloatArray, kernels: FloatArray) 
     column = first_column(placed, grid)
     opens, chunk = grid.column == column, (grid.column >= column) / np.maximum(1, grid.width - column)
     share = np.where(whole, opens, chunk) * (target >= 0)
-    for name in layer_work(placed.model, placed.shape, runtime, CellKind.BLOCK):
-        size, tensors = (table @ _TIERS_LOADED[name] for table in (placed.layer_bytes, placed.layer_tensors))
-        if name == "load_weights" and runtime.disk_io == "mapped":
-            size, tensors = placed.layer_bytes[:, 1], placed.layer_tensors[:, 1]
+    for name, work in layer_work(placed.model, placed.shape, runtime, CellKind.BLOCK).items():
+        tiers = np.sign(work.bytes[0, _WEIGHTS])  # whose share it moves: of GPU, CPU, disk
+        size, tensors = (table @ tiers for table in (placed.layer_bytes, placed.layer_tensors))
         bytes_[OP[name]] = size[layer] * share
         kernels[OP[name]] = (share > 0) * (tensors[layer] if burst else 1)
 

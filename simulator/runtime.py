@@ -96,6 +96,7 @@ class Runtime(Record):
         cpu_attention_dtype: the CPU attends to the cache as stored, or to a ``float32`` copy of it.
         loads_embeddings: the token table is a layer's weights like any other: stored for input and output,
             loaded in every pass. Otherwise its rows are looked up where it lies.
+        quantizes: the classes of tensors that it can store quantised.
         quantizes_ends: embeddings and head are quantised with the blocks.
         relay: pinned CPU memory that copy threads hold for themselves. [B]
         overheads: what the engine's own code costs.
@@ -123,6 +124,7 @@ class Runtime(Record):
     cpu_attention: Literal["share", "whole", "always"] = "share"
     cpu_attention_dtype: Literal["stored", "float32"] = "stored"
     loads_embeddings: bool = False
+    quantizes: tuple[Literal["weights", "cache"], ...] = ("weights", "cache")
     quantizes_ends: bool = False
     relay: Bytes = Field(default=0.0, validate_default=False)
     overheads: Overheads = Overheads()
