@@ -35,9 +35,9 @@ class _Sequence:
     """What one sequence needs, whatever the schedule. Bytes and seconds."""
 
     swept: float  # weights that every sweep goes through, as stored
-    swept_expanded: float  # the same at 16 bits, as the kernels read them
+    swept_expanded: float  # the same expanded, as the kernels read them
     cache_read: float  # KV that its attention reads, as stored
-    cache_expanded: float  # the same at 16 bits
+    cache_expanded: float  # the same expanded
     matmul_seconds: float  # matrix products at the asymptotic rate
     prompt_seconds: float  # attention over the prompt
     attention_seconds: float  # attention of single tokens, if the GPU computes it

@@ -58,8 +58,8 @@ class Wanted:
 
     @property
     def dtype(self) -> str:
-        """The 16-bit type that is computed in; a float32 checkpoint is converted."""
-        return self.model.dtype if self.model.dtype != "float32" else "float16"
+        """The type that is computed in: the checkpoint's."""
+        return self.model.dtype
 
     @property
     def prompts(self) -> str:

@@ -39,8 +39,8 @@ class Swarm:
 
     @property
     def dtype(self) -> str:
-        """The 16-bit type that is computed in."""
-        return self.model.dtype if self.model.dtype != "float32" else "float16"
+        """The type that is computed in: the checkpoint's."""
+        return self.model.dtype
 
 
 def petals(plan: Wanted) -> Launch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,15 @@ _COLUMNS = (
     "width",
 )
 _PAUSE = -(2**40)  # in place of a group's number
+_NO_HOME = -1  # of cells that are no prompts
+
+
+class _Played(NamedTuple):
+    """A pass already listed: its first cell, and group and place for activations of each cell of a layer."""
+
+    base: int
+    group: IntArray
+    homes: IntArray
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ def make_grid(placed: Placed, window: Window) -> Grid:
     """List the cells of a window; START cells, one per layer of prefetch, come first.
 
     Where projections run ahead of attention outputs, PAUSE cells keep a cell from being issued before the
-    one that it continues.
+    one that it continues, and prompts from taking the place of prompts that are still needed.
     """
     policy, workload = placed.policy, placed.workload
     kinds = np.array(layer_kinds(placed.model, placed.runtime))
@@ -94,7 +104,8 @@ def make_grid(placed: Placed, window: Window) -> Grid:
     base, previous = policy.prefetch, None
     for index, one in enumerate(window.passes):
         group, position = _groups_of(one, per_cohort, policy.gpu_batch // policy.prompts_together)
-        pauses = _pauses_between(previous, group, placed.ahead)
+        homes = _homes(group, position, per_cohort, policy.stagger)
+        pauses = _pauses_between(previous, (group, homes), placed.ahead)
         columns.append(_pauses(index, pauses))
         base += pauses
         missing = max(0, placed.ahead + 1 - len(group))
@@ -106,7 +117,7 @@ def make_grid(placed: Placed, window: Window) -> Grid:
         pause = rows[2] == _PAUSE
         rows[2:7, pause] = np.array([-1, CellKind.PAUSE, 0, -1, -1])[:, None]
         columns.append(rows)
-        previous = (base, group)
+        previous = _Played(base, group, np.append(homes, [_NO_HOME] * missing))
         base += rows.shape[1]
     rows = np.concatenate(columns, axis=1)
     kind = rows[3]
@@ -148,15 +159,28 @@ def _pauses(pass_index: int, count: int) -> IntArray:
     return cells
 
 
-def _pauses_between(previous: tuple[int, IntArray] | None, group: IntArray, ahead: int) -> int:
-    """Count the pauses without which a group would be embedded before its last token is known."""
+def _homes(group: IntArray, position: IntArray, per_cohort: int, stagger: int | None) -> IntArray:
+    """Name the place of every prompt's activations: that of the same group of the cohort before.
+
+    Only with an admission in every pass is that place still in use in the pass before.
+    """
+    return np.where((position == 0) & (stagger == 1), group % per_cohort, _NO_HOME)
+
+
+def _pauses_between(previous: _Played | None, now: tuple[IntArray, IntArray], ahead: int) -> int:
+    """Count the pauses without which a cell of the embedding would be issued too early.
+
+    A group's last token is to be known, and the head of the prompts whose place for activations it takes has
+    to be issued.
+    """
     if previous is None or not ahead:
         return 0
-    earlier = previous[1]
-    last = {int(name): offset for offset, name in enumerate(earlier)}
-    first = [(i, int(name)) for i, name in enumerate(group[:ahead])]
-    distance = [len(earlier) - last[name] + i for i, name in first if name in last]
-    return max(0, ahead + 1 - min(distance, default=ahead + 1))
+    distance = [ahead + 1]
+    for earlier, names in zip((previous.group, previous.homes), now, strict=True):
+        last = {int(name): offset for offset, name in enumerate(earlier) if name != _NO_HOME}
+        first = enumerate(names[:ahead].tolist())
+        distance += [len(earlier) - last[name] + i for i, name in first if name in last]
+    return ahead + 1 - min(distance)
 
 
 def _groups_of(one: Pass, per_cohort: int, parts: int) -> tuple[IntArray, IntArray]:
@@ -190,11 +214,11 @@ def _cells_of_pass(
     return cells
 
 
-def _same_group_before(group: IntArray, layers: int, previous: tuple[int, IntArray] | None) -> IntArray:
+def _same_group_before(group: IntArray, layers: int, previous: _Played | None) -> IntArray:
     """Find the last cell of each group in the previous pass, for every layer."""
     if previous is None:
         return np.full(layers * len(group), -1)
-    base, earlier = previous
+    base, earlier = previous.base, previous.group
     last = {int(name): offset for offset, name in enumerate(earlier)}
     offset = np.array([last.get(int(name), -1) for name in group])
     layer = np.repeat(np.arange(layers), len(group))

@@ -101,8 +101,9 @@ def total_weight_bytes(model: ModelSpec, shape: Shape, runtime: Runtime) -> floa
 
 
 def expanded_bytes(model: ModelSpec, runtime: Runtime, kind: CellKind) -> float:
-    """Bytes that dequantising a layer's matrices produces, at 16 bits. [B]"""
+    """Bytes that dequantising a layer's matrices produces, in the model's own type. [B]"""
     if kind in (CellKind.EMBED, CellKind.HEAD) and not runtime.quantizes_ends:
         return 0.0
     tensors = layer_tensors(model, runtime, kind)
-    return sum(2.0 * tensor.numel for tensor in tensors if tensor.is_matrix and tensor.stage != "embed")
+    matrices = [tensor for tensor in tensors if tensor.is_matrix and tensor.stage != "embed"]
+    return float(model.element_bytes * sum(tensor.numel for tensor in matrices))

@@ -1,8 +1,9 @@
 """A policy made real: which tensor, or which share of its rows, lies on which tier.
 
-Fractions become whole tensors (``simulator.placing``), whole (sequence, KV head) units of cache, whole
-sequences of activations. The GPU never gets more units than was asked for; what is left over goes to the next
-slower tier, which may then hold up to one more than was asked.
+Fractions become whole tensors (``simulator.placing``), whole (sequence, KV head) units of cache and whole
+sequences of activations of a *group*: every group is laid out like every other, so that one group's tasks are
+any group's. The GPU never gets more units than was asked for; what is left over goes to the next slower tier,
+which may then hold up to one more of each group than was asked.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class Layout(Record):
             tensors outside the blocks. Empty when the grain is ``row``.
         rows: for each tensor, the fractions of its rows on GPU, CPU and disk. Empty for ``tensor``.
         weights: what share of the weight bytes really lies where.
-        cache: the same for the KV cache, in whole (sequence, KV head) units of the block.
+        cache: the same for the KV cache, in whole (sequence, KV head) units of a group.
         cpu_attention: the share of those units whose attention the CPU computes.
-        activations: the same for activations, in whole sequences of the block.
+        activations: the same for activations, in whole sequences of a group.
     """
 
     grain: Literal["tensor", "row"]
@@ -156,7 +157,7 @@ def lay_out(model: ModelSpec, runtime: Runtime, workload: Workload, policy: Poli
     else:
         letters, held = by_tensors(tensors, PLACING[runtime.placement](tensors, policy))
     layer_bytes, layer_tensors = held
-    units = policy.block * model.num_kv_heads
+    units = policy.gpu_batch * model.num_kv_heads
     cache = whole(policy.cache, units)
     layout = Layout(
         grain=runtime.grain,
@@ -168,7 +169,7 @@ def lay_out(model: ModelSpec, runtime: Runtime, workload: Workload, policy: Poli
             cpu=_whole_share(policy.cpu_attention.cpu, cache.cpu * units),
             disk=_whole_share(policy.cpu_attention.disk, cache.disk * units),
         ),
-        activations=whole(policy.activations, policy.block),
+        activations=whole(policy.activations, policy.gpu_batch),
     )
     return Placed(model, runtime, workload, policy, layout, layer_bytes, layer_tensors)
 

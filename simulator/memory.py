@@ -151,17 +151,18 @@ def workspaces(
     if not runtime.fused_attention:
         compute += batch.prompt_batch * model.num_heads * 4.0 * workload.prompt_len**2
     context = batch.gpu_batch * workload.context_len * model.kv_bytes_per_token
+    wide = 4.0 / model.element_bytes  # times as many bytes in float32
     items = [
         MemoryItem("workspace", "gpu", compute * ALWAYS),
         MemoryItem(
-            "attention inputs", "cpu", (1 + ahead) * 2 * batch.gpu_batch * projected * CACHE_ON_CPU_ENGINE
+            "attention inputs", "cpu", (1 + ahead) * wide * batch.gpu_batch * projected * CACHE_ON_CPU_ENGINE
         ),
     ]
     if runtime.relay:
         items.append(MemoryItem("copy buffers", "cpu", runtime.relay * ALWAYS))
     if runtime.cpu_attention_dtype == "float32":
         items.append(
-            MemoryItem("float32 cache", "cpu", 2.0 * context * CACHE_ON_CPU_ENGINE, _FLOAT32_BUFFERS)
+            MemoryItem("float32 cache", "cpu", wide * context * CACHE_ON_CPU_ENGINE, _FLOAT32_BUFFERS)
         )
     if shape.weight_bits < 16:
         expanded = max(expanded_bytes(model, runtime, kind) for kind in count_layers(model, runtime))

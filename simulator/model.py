@@ -19,29 +19,38 @@ __all__ = ["ModelDType", "ModelShape", "ModelSpec", "Stage", "Weight", "stored_b
 
 Array = npt.NDArray[np.float64]
 
-HALF = 2  # bytes of a 16-bit number
 _SCALE_AND_MIN = 32  # bits that a quantised group adds: a 16-bit scale and a 16-bit minimum
 
 
 class ModelSpec(ModelShape):
     """A model with its formulas: sizes of tensors, work of operations, bytes that go with one token.
 
-    Memory and traffic are counted at 16 bits or quantised, for a float32 checkpoint too.
+    What is not quantised is stored and computed in the checkpoint's own type: 16 bits, or 32 in float32. So
+    ``bits`` of 16 stands for "as in the checkpoint".
     """
 
-    @staticmethod
-    def weight_bytes(weights: Iterable[Weight], bits: int = 16, group: int = 64) -> float:
+    @property
+    def element_bytes(self) -> int:
+        """Bytes [B] of an element that is not quantised: 2, or 4 in float32."""
+        return 4 if self.dtype == "float32" else 2
+
+    def stored_bytes(self, bits: int = 16, group: int = 64) -> float:
+        """Give the bytes [B] of an element, as in the checkpoint (16) or quantised: ``stored_bits / 8``."""
+        quantised = stored_bits(bits, group) / 8
+        return float(self.element_bytes) if bits == 16 else quantised
+
+    def weight_bytes(self, weights: Iterable[Weight], bits: int = 16, group: int = 64) -> float:
         """Give the bytes [B] of tensors, with the matrices quantised to ``bits`` in groups of ``group``.
 
-        ``sum of numel x b / 8`` with ``b = stored_bits(bits, group)`` for matrices outside the embed stage
-        and 16 for the rest: one-dimensional tensors are small, and tables are read by single rows. A tied
+        ``sum of numel x stored_bytes(bits, group)`` for matrices outside the embed stage and as in the
+        checkpoint for the rest: one-dimensional tensors are small, and tables are read by single rows. A tied
         table is a matrix of the head. Not counted: an incomplete last group, alignment.
         """
-        quantised = stored_bits(bits, group)
+        quantised, plain = self.stored_bytes(bits, group), self.stored_bytes()
         total = 0.0
         for weight in weights:
             small = not weight.is_matrix or weight.stage == "embed"
-            total += weight.numel * (16.0 if small else quantised) / 8
+            total += weight.numel * (plain if small else quantised)
         return total
 
     def linear_flops(self, stage: Literal["qkv", "project", "mlp", "head"]) -> float:
@@ -78,35 +87,35 @@ class ModelSpec(ModelShape):
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes [B] of one token's keys and values in one block, 16 bits: ``2 x kv_heads x head_dim x 2``."""
-        return 2 * self.num_kv_heads * self.head_dim * HALF
+        """Bytes [B] of one token's keys and values in one block: ``2 x kv_heads x head_dim`` elements."""
+        return 2 * self.num_kv_heads * self.head_dim * self.element_bytes
 
     def kv_bytes(self, bits: int = 16, group: int = 64) -> float:
-        """Give the bytes [B] of one token's cache in one block: ``2 kv_heads x head_dim x stored_bits / 8``.
+        """Give the bytes [B] of one token's cache in one block: ``2 kv_heads x head_dim x stored_bytes``.
 
         Not counted: an incomplete last group, unused places in a page.
         """
-        return 2 * self.num_kv_heads * self.head_dim * stored_bits(bits, group) / 8
+        return 2 * self.num_kv_heads * self.head_dim * self.stored_bytes(bits, group)
 
     @property
     def hidden_bytes(self) -> int:
-        """Bytes [B] of one token's hidden state at 16 bits: ``2 x hidden``."""
-        return HALF * self.hidden_size
+        """Bytes [B] of one token's hidden state: ``hidden`` elements."""
+        return self.element_bytes * self.hidden_size
 
     @property
     def query_bytes(self) -> int:
-        """Bytes [B] of one token's queries, or attention output, in one block: ``2 x heads x head_dim``."""
-        return HALF * self.num_heads * self.head_dim
+        """Bytes [B] of a token's queries, or attention output, in a block: ``heads x head_dim`` elements."""
+        return self.element_bytes * self.num_heads * self.head_dim
 
     @property
     def qkv_bytes(self) -> int:
-        """Bytes [B] of one token's queries, keys and values: ``2 x (heads + 2 kv_heads) x head_dim``."""
+        """Bytes [B] of one token's queries, keys and values: ``(heads + 2 kv_heads) x head_dim`` elements."""
         return self.query_bytes + self.kv_bytes_per_token
 
     @property
     def ffn_bytes(self) -> int:
-        """Bytes [B] of one token's widest state in the MLP: ``2 x ffn``; gated (gate and up), ``4 x ffn``."""
-        return HALF * self.ffn_size * (2 if self.architecture == "llama" else 1)
+        """Bytes [B] of one token's widest state in the MLP: ``ffn`` elements; gated (gate and up), twice."""
+        return self.element_bytes * self.ffn_size * (2 if self.architecture == "llama" else 1)
 
     @property
     def logits_bytes(self) -> int:

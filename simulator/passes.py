@@ -179,8 +179,11 @@ def peak_tokens(workload: Workload, stagger: int | None, page_tokens: int) -> tu
     """Give the peak of cached tokens, and of tokens whose activations are at home, per sequence in flight.
 
     A sequence at position t holds s + t tokens of cache, rounded up to whole pages; the last token is never
-    stored. Zig-zag peaks at s + n - 1. Activations at home: the admitted cohort's prompts, one token of each
-    other sequence. Contiguous caches (``page_tokens`` of 0) hold s + n - 1 from admission on.
+    stored. Zig-zag peaks at s + n - 1. Contiguous caches (``page_tokens`` of 0) hold s + n - 1 from
+    admission on.
+
+    Activations at home: the prompts of the cohort that is admitted, and a token of every sequence in flight,
+    since each cohort keeps a place for its tokens throughout. A single cohort has them in its prompts' place.
     """
     gen_len, every = workload.gen_len, stagger or workload.gen_len
     cohorts = cohorts_in_flight(stagger, gen_len)
@@ -195,7 +198,7 @@ def peak_tokens(workload: Workload, stagger: int | None, page_tokens: int) -> tu
     retiring = gen_len - 1 - (cohorts - 1) * every
     full = sum(held(i * every + retiring) for i in range(cohorts))
     after = sum(held(i * every + every - 1) for i in range(cohorts - 1)) if retiring < every - 1 else 0
-    at_home = workload.prompt_len + cohorts - 1
+    at_home = workload.prompt_len + (cohorts if cohorts > 1 else 0)
     return max(full, after) / cohorts, at_home / cohorts
 
 

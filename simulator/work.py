@@ -261,7 +261,7 @@ def _attention_work(
     flops = cells.sequences * model.attention_flops(cells.new, cells.cached)
     own = cells.sequences * cells.new * (2 * model.query_bytes + model.kv_bytes_per_token)
     cached = cells.sequences * cells.cached * model.kv_bytes_per_token
-    wide = 2.0 if runtime.cpu_attention_dtype == "float32" else 1.0
+    wide = 4.0 / model.element_bytes if runtime.cpu_attention_dtype == "float32" else 1.0
     scores = 0.0 if runtime.fused_attention else 8.0 * model.num_heads * cells.sequences * cells.new**2
     steps = cells.cached + cells.new
     tiles = cells.sequences * model.num_heads * np.ceil(cells.new / PROMPT_TILE)

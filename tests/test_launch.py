@@ -361,7 +361,7 @@ def test_memory_makes_accelerate_find_the_same_map(case: tuple[Any, ModelSpec]) 
     with warnings.catch_warnings():  # without an accelerator, it cannot keep rotary frequencies there
         warnings.filterwarnings("ignore", message="Current model requires .* bytes of buffer")
         found = accelerate.infer_auto_device_map(
-            model.half(),
+            model,
             max_memory=max_memory(spec, devices),
             no_split_module_classes=list(model._no_split_modules),
         )

@@ -12,7 +12,7 @@ from simulator.layers import layer_kinds, layer_tensors, layer_weight_bytes, tot
 from simulator.layout import Placed, lay_out
 from simulator.memory import BUFFERS
 from simulator.model_config import parse_config
-from simulator.policy import PLACEMENT, Policy, Split
+from simulator.policy import PLACEMENT, CpuAttention, Policy, Split
 from simulator.runtime import load_runtime
 from simulator.workload import Workload
 from tests.strategies import layouts, models, splits
@@ -20,6 +20,16 @@ from tests.strategies import layouts, models, splits
 TABLE = "lm_head.weight"
 LETTERS = dict(zip("gcd", TIERS, strict=True))
 EPS = 1e-6
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": 64,
+    "intermediate_size": 32,
+    "dtype": "float16",
+}
 
 
 def placed(model, split, grain="tensor", **changes):
@@ -113,9 +123,9 @@ def test_the_gpu_never_holds_more_than_asked(laid_out):
 
 @given(layouts())
 def test_cache_and_activations_differ_by_less_than_one_unit(laid_out):
-    """The cache moves in whole (sequence, KV head) units, activations in whole sequences."""
-    block, heads = laid_out.policy.block, laid_out.model.num_kv_heads
-    for name, units in (("cache", block * heads), ("activations", block)):
+    """In every group the cache is of whole (sequence, KV head) units, and activations of whole sequences."""
+    group, heads = laid_out.policy.gpu_batch, laid_out.model.num_kv_heads
+    for name, units in (("cache", group * heads), ("activations", group)):
         asked, got = getattr(laid_out.policy, name), getattr(laid_out.layout, name)
         for tier in TIERS:
             assert abs(getattr(asked, tier) - getattr(got, tier)) * units < 1 + EPS
@@ -124,14 +134,33 @@ def test_cache_and_activations_differ_by_less_than_one_unit(laid_out):
 
 @given(layouts())
 def test_cpu_attention_is_of_whole_units(laid_out):
-    """The CPU attends to whole (sequence, KV head) units, within half a unit of what was asked."""
-    units = laid_out.policy.block * laid_out.model.num_kv_heads
+    """Of a group the CPU attends to whole (sequence, KV head) units, within half a unit of what was asked."""
+    units = laid_out.policy.gpu_batch * laid_out.model.num_kv_heads
     for tier in ("cpu", "disk"):
         there = getattr(laid_out.layout.cache, tier) * units
         attended = getattr(laid_out.layout.cpu_attention, tier) * there
         assert attended == pytest.approx(round(attended), abs=1e-4)
         if there > 0.5:
             assert abs(attended - getattr(laid_out.policy.cpu_attention, tier) * there) <= 0.5 + 1e-4
+
+
+@given(layouts(), st.integers(1, 5))
+def test_every_group_is_laid_out_alike(laid_out, groups):
+    """The layout of a group does not depend on how many there are."""
+    policy = laid_out.policy.model_copy(update={"num_groups": groups})
+    again = lay_out(laid_out.model, laid_out.runtime, laid_out.workload, policy)
+    assert again.layout == laid_out.layout
+
+
+def test_one_sequence_a_group_lies_in_one_place():
+    """Groups of one sequence: activations lie in one place, the cache is cut by its heads only."""
+    model = parse_config(CONFIG | {"num_key_value_heads": 2}, "by hand")
+    split, on_cpu = Split(gpu=0.75, cpu=0.25, disk=0), CpuAttention(cpu=0.4, disk=0)
+    laid_out = placed(model, split, gpu_batch=1, num_groups=4, cpu_attention=on_cpu)
+    assert laid_out.layout.activations == Split(gpu=0, cpu=1, disk=0)
+    assert laid_out.layout.cache == Split(gpu=0.5, cpu=0.5, disk=0)
+    assert laid_out.layout.cpu_attention == CpuAttention(cpu=0, disk=0)
+    assert placed(model, split, gpu_batch=4).layout.activations == split
 
 
 @pytest.mark.parametrize("grain", ["tensor", "row"])
@@ -200,9 +229,7 @@ def test_a_layout_by_hand():
     The table (8192 B) has no room in half of itself, nor in three quarters. After it, all goes to the GPU
     until it holds 7.3 of 15.5 kB; then the larger matrices alternate. The head fits into three quarters.
     """
-    config = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config |= {"vocab_size": 256, "max_position_embeddings": 64, "intermediate_size": 32, "dtype": "float16"}
-    laid_out = placed(parse_config(config, "by hand"), Split(gpu=0.5, cpu=0.25, disk=0.25))
+    laid_out = placed(parse_config(CONFIG, "by hand"), Split(gpu=0.5, cpu=0.25, disk=0.25))
     assert laid_out.layout.tensors == {
         "model.embed_tokens.weight": "d",
         "input_layernorm.weight": "gg",

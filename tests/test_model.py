@@ -276,6 +276,20 @@ def test_weight_bytes_of_a_tiny_model() -> None:
     assert model.weight_bytes(model.head_weights(), 8, 32) == 80 * 9 / 8 + 2 * 8
 
 
+def test_a_float32_checkpoint_takes_four_bytes_an_element() -> None:
+    """In float32 everything is twice as large but what is quantised, and the logits."""
+    half, wide = (parse_config(LLAMA | {"torch_dtype": dtype}, "tiny") for dtype in ("float16", "float32"))
+    assert (half.element_bytes, wide.element_bytes) == (2, 4)
+    names = ("kv_bytes_per_token", "hidden_bytes", "query_bytes", "qkv_bytes", "ffn_bytes")
+    assert [getattr(wide, name) for name in names] == [2 * getattr(half, name) for name in names]
+    assert wide.kv_bytes() == wide.kv_bytes_per_token
+    assert wide.kv_bytes(4, 64) == half.kv_bytes(4, 64)
+    assert wide.logits_bytes == half.logits_bytes
+    matrices, vectors = 128 + 64 + 288, 16
+    assert wide.weight_bytes(wide.layer_weights()) == 4 * (matrices + vectors)
+    assert wide.weight_bytes(wide.layer_weights(), 4, 32) == matrices * 5 / 8 + 4 * vectors
+
+
 def test_flexgen_sizes_of_opt_175b() -> None:
     """OPT-175B has the cache of FlexGen's formula, 4 h bytes per token and block."""
     model = load_model("opt-175b")
@@ -306,7 +320,7 @@ def test_bits_that_do_not_exist(bits: int, group: int) -> None:
 def test_parameters_are_the_sum_of_the_weights(model: ModelSpec) -> None:
     """The number of parameters is the sum over all tensors, each named once, and decides the bytes."""
     assert model.num_parameters == sum(weight.numel for weight in _all_weights(model))
-    assert model.weight_bytes(_all_weights(model)) == 2 * model.num_parameters
+    assert model.weight_bytes(_all_weights(model)) == model.element_bytes * model.num_parameters
     for names in (model.layer_weights(), (*model.embed_weights(), *model.head_weights())):
         assert len({weight.name for weight in names}) == len(names)
 
@@ -333,7 +347,8 @@ def test_quantising_saves(model: ModelSpec, bits: int, group: int) -> None:
     weights = model.layer_weights()
     assert model.num_parameters * bits / 8 < model.weight_bytes(_all_weights(model), bits, group)
     assert model.weight_bytes(weights, bits, group) < model.weight_bytes(weights)
-    assert model.kv_bytes_per_token * bits / 16 < model.kv_bytes(bits, group) < model.kv_bytes_per_token
+    least = model.kv_bytes_per_token / model.element_bytes * bits / 8
+    assert least < model.kv_bytes(bits, group) < model.kv_bytes_per_token
     assert model.kv_bytes(16, group) == model.kv_bytes_per_token
 
 
