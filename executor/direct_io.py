@@ -34,7 +34,7 @@ Transfer = Callable[[int, list[memoryview], int], int]
 _NOT_DIRECT = {errno.EINVAL, errno.EOPNOTSUPP}
 _PATIENCE = 8  # transfers that may stop at the same place before this is an error
 _REMEDY = {
-    errno.EIO: "the disk reports an error; look at the system's log, and copy the file to another disk",
+    errno.EIO: "the disk reports an error; look at the system's log, and use another disk",
     errno.ENOSPC: "the disk is full; free space, put less on the disk, or choose another folder",
     errno.EDQUOT: "the quota is used up; free space, put less on the disk, or choose another folder",
     errno.EFBIG: "the file system or ulimit -f does not allow so large a file; choose another folder",

@@ -131,7 +131,8 @@ def mlp(facts: Facts, hidden: torch.Tensor, weights: Weights) -> torch.Tensor:
     if facts.rotary is not None:
         inner = _norm(facts, hidden, weights, "post_attention_layernorm")
         gate = _activate(facts, _linear(inner, weights, "mlp.gate_proj"))
-        return hidden + _linear(gate * _linear(inner, weights, "mlp.up_proj"), weights, "mlp.down_proj")
+        gate *= _linear(inner, weights, "mlp.up_proj")  # in place: of a prompt it is the largest tensor
+        return hidden + _linear(gate, weights, "mlp.down_proj")
     inner = hidden if facts.model.post_norm else _norm(facts, hidden, weights, "final_layer_norm")
     inner = _linear(_activate(facts, _linear(inner, weights, "fc1")), weights, "fc2")
     hidden = hidden + inner
@@ -149,6 +150,11 @@ def head(facts: Facts, hidden: torch.Tensor, weights: Weights) -> torch.Tensor:
 
 
 def _linear(hidden: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
+    matrix = weights[f"{name}.weight"]
+    if isinstance(matrix, tuple):  # rows in several places
+        product = torch.cat([nn.linear(hidden, part) for part in matrix], dim=-1)
+        bias = weights.get(f"{name}.bias")
+        return product if bias is None else product + bias
     return nn.linear(hidden, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
@@ -163,8 +169,9 @@ def _norm(facts: Facts, hidden: torch.Tensor, weights: Weights, name: str) -> to
 
 
 def _activate(facts: Facts, hidden: torch.Tensor) -> torch.Tensor:
+    """Apply the activation, in place where torch has it so."""
     if facts.activation == "relu":
-        return nn.relu(hidden)
+        return nn.relu(hidden, inplace=True)
     if facts.activation == "silu":
-        return nn.silu(hidden)
+        return nn.silu(hidden, inplace=True)
     return nn.gelu(hidden, approximate="none" if facts.activation == "gelu" else "tanh")

@@ -107,7 +107,8 @@ def _generate(model: LoadedModel, requests: Sequence[Request], keep: bool) -> li
         logits = layers.head(model.facts, last, model.head)
         chosen = choose(logits, [request.sampling for request in requests], [len(row) for row in generated])
         for row in active:
-            generated[row].append(int(chosen[row]))
+            forced = requests[row].forced[len(generated[row]) :]
+            generated[row].append(forced[0] if forced else int(chosen[row]))
             if keep:
                 kept[row].append(logits[row].cpu())
         active = [
@@ -117,7 +118,8 @@ def _generate(model: LoadedModel, requests: Sequence[Request], keep: bool) -> li
         ]
         if active:  # a sequence that is done keeps its length, and overwrites its last slot
             lengths[active] += 1
-            last = _forward(model, chosen[:, None], lengths[:, None] - 1, cache)[:, 0]
+            tokens = torch.tensor([[row[-1]] for row in generated], device=lengths.device)
+            last = _forward(model, tokens, lengths[:, None] - 1, cache)[:, 0]
     return [
         Result(
             tokens=tuple(generated[row]),

@@ -48,12 +48,14 @@ class Request:
         max_new_tokens: how many tokens to generate at most, at least one.
         sampling: how they are chosen.
         stop: tokens that end the text; None: those that the checkpoint names.
+        forced: tokens that are taken instead of the first chosen ones, so that a given text can be scored.
     """
 
     prompt: tuple[int, ...]
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     stop: frozenset[int] | None = None
+    forced: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt:

@@ -11,9 +11,11 @@ import click
 from rich.console import Console
 
 from planner.compare import compare
+from planner.compare_traces import compare_traces
 from planner.listings import FORMATS, hardware, models, runtimes
 from planner.plan import read_plan
 from planner.plan_command import plan
+from planner.run_command import run
 from planner.validate import validate
 from simulator.errors import PlannerError
 
@@ -58,7 +60,7 @@ def _one_line(text: str) -> str:
 
 @click.group(
     cls=_Group,
-    commands=[compare, hardware, models, plan, runtimes, validate],
+    commands=[compare, compare_traces, hardware, models, plan, run, runtimes, validate],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

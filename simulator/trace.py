@@ -119,32 +119,58 @@ def from_simulation(
 
 def to_chrome(trace: Trace) -> dict[str, Any]:
     """Write a trace as Chrome's trace events: metadata, complete events, counters in GiB; times in us."""
-    return {
-        "displayTimeUnit": "ms",
-        "otherData": trace.metadata,
-        "traceEvents": [*_lane_names(), *_spans(trace), *_counters(trace)],
-    }
+    return _chrome(trace.metadata, _events(trace, _PROCESS))
+
+
+def pair_to_chrome(predicted: Trace, measured: Trace) -> dict[str, Any]:
+    """Write two traces as the processes "predicted" and "measured", their times as they are."""
+    events: list[dict[str, Any]] = []
+    metadata: dict[str, str] = {}
+    for process, (name, trace) in enumerate(
+        (("predicted", predicted), ("measured", measured)), start=_PROCESS
+    ):
+        events.append({"ph": "M", "pid": process, "name": "process_name", "args": {"name": name}})
+        events += _events(trace, process)
+        metadata |= {f"{name}.{key}": value for key, value in trace.metadata.items()}
+    return _chrome(metadata, events)
 
 
 def write_trace(trace: Trace, path: str | Path) -> None:
     """Write a trace to a file; the same trace gives the same bytes."""
-    text = json.dumps(to_chrome(trace), separators=(",", ":"), sort_keys=False, allow_nan=False)
+    _write(to_chrome(trace), path)
+
+
+def write_pair(predicted: Trace, measured: Trace, path: str | Path) -> None:
+    """Write two traces to one file, for looking at; `read_trace` refuses it, as a trace has one process."""
+    _write(pair_to_chrome(predicted, measured), path)
+
+
+def _write(data: dict[str, Any], path: str | Path) -> None:
+    text = json.dumps(data, separators=(",", ":"), sort_keys=False, allow_nan=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _chrome(metadata: dict[str, str], events: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"displayTimeUnit": "ms", "otherData": metadata, "traceEvents": events}
+
+
+def _events(trace: Trace, process: int) -> list[dict[str, Any]]:
+    return [*_lane_names(process), *_spans(trace, process), *_counters(trace, process)]
 
 
 def _nanoseconds(seconds: FloatArray) -> FloatArray:
     return np.asarray(np.round(seconds * _NS_PER_S))
 
 
-def _lane_names() -> list[dict[str, Any]]:
+def _lane_names(process: int) -> list[dict[str, Any]]:
     events = []
     for index, lane in enumerate(LANES):
         for kind, args in (("thread_name", {"name": lane}), ("thread_sort_index", {"sort_index": index})):
-            events.append({"ph": "M", "pid": _PROCESS, "tid": index + 1, "name": kind, "args": args})
+            events.append({"ph": "M", "pid": process, "tid": index + 1, "name": kind, "args": args})
     return events
 
 
-def _spans(trace: Trace) -> list[dict[str, Any]]:
+def _spans(trace: Trace, process: int) -> list[dict[str, Any]]:
     start, end = _nanoseconds(trace.start), _nanoseconds(trace.end)
     columns = (
         trace.names,
@@ -160,7 +186,7 @@ def _spans(trace: Trace) -> list[dict[str, Any]]:
     return [
         {
             "ph": "X",
-            "pid": _PROCESS,
+            "pid": process,
             "tid": lane,
             "name": name,
             "ts": ts,
@@ -171,9 +197,9 @@ def _spans(trace: Trace) -> list[dict[str, Any]]:
     ]
 
 
-def _counters(trace: Trace) -> list[dict[str, Any]]:
+def _counters(trace: Trace, process: int) -> list[dict[str, Any]]:
     return [
-        {"ph": "C", "pid": _PROCESS, "name": f"{use.tier}: {use.name}", "ts": ts, "args": {"GiB": size}}
+        {"ph": "C", "pid": process, "name": f"{use.tier}: {use.name}", "ts": ts, "args": {"GiB": size}}
         for use in trace.memory
         for ts, size in zip(
             (_nanoseconds(use.time) / _NS_PER_US).tolist(), (use.bytes / GIB).tolist(), strict=True
@@ -193,6 +219,7 @@ def read_trace(path: str | Path) -> Trace:
         raise InputError(f"{path}: traceEvents: expected a list of events; write it with `planner simulate`")
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError(f"{path}: otherData: expected texts by name")
+    _require_one_process(events, path)
     rows, counts = [], []
     for number, event in enumerate(events):
         try:
@@ -207,6 +234,15 @@ def read_trace(path: str | Path) -> Trace:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{path}: traceEvents.{number}: {reason}") from None
     return _gather(rows, counts, metadata)
+
+
+def _require_one_process(events: list[Any], path: str | Path) -> None:
+    numbers = {event["pid"] for event in events if isinstance(event, dict) and type(event.get("pid")) is int}
+    if len(numbers) > 1:
+        raise InputError(
+            f"{path}: traceEvents: {len(numbers)} processes, and a trace has one; give the files that these"
+            " were put together from"
+        )
 
 
 def _gather(
