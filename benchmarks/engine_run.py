@@ -120,8 +120,7 @@ def main() -> int:
         asked,
         device=given.device,
         scratch=given.scratch,
-        on_finish=lambda _index, _result: None,
-        on_tokens=lambda _count: None,
+        listener=engine.Listener(lambda _index, _result: None),
     )
     passes = pass_seconds(outcome.trace)
     found = {

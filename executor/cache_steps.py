@@ -32,11 +32,11 @@ class CacheSteps:
 
     Args:
         memory: everything that was allocated.
-        attended: share of the cached tokens whose values attention uses.
+        top: share of the cached tokens whose values attention uses.
     """
 
-    def __init__(self, memory: Memory, attended: float) -> None:
-        self._memory, self._attended = memory, attended
+    def __init__(self, memory: Memory, top: float) -> None:
+        self._memory, self._top = memory, top
         self._facts, self._device = memory.facts, memory.device
 
     def quantize_cache(self, step: Step) -> None:
@@ -202,9 +202,16 @@ class CacheSteps:
         pieces = self._memory.expanded.pairs(home, records)
         count = units.stop - units.start
         used: list[Pair] = [(keys[:, :count], values[:, :count]) for keys, values in pieces]
-        mask = hidden_rows(cell)
-        if mask is not None:
-            heads = self._facts.model.num_kv_heads
-            of_unit = torch.arange(units.start, units.stop) // heads - cell.sequences.start
-            mask = mask[of_unit].to(queries.device)
-        return attend_rows(queries, used, mask, self._attended)
+        assert cell.group is not None
+        key = ("hidden", cell.position, units.start, units.stop, queries.device)
+        mask = cell.group.once(key, lambda: self._hidden(cell, units, queries.device))
+        return attend_rows(queries, used, mask, self._top)
+
+    def _hidden(self, cell: Cell, units: slice, device: torch.device) -> torch.Tensor | None:
+        """Mark rows that are not tokens of a unit's sequence [U,S]; None where all are."""
+        rows = hidden_rows(cell)
+        if rows is None:
+            return None
+        heads = self._facts.model.num_kv_heads
+        of_unit = torch.arange(units.start, units.stop) // heads - cell.sequences.start
+        return rows[of_unit].to(device)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from executor.sampling import Request, Result
+
+_KEPT = 64  # tensors that a group keeps for the layers to come: those of a pass, in parts
 
 
 @dataclass(eq=False)
@@ -31,12 +33,23 @@ class Group:
     tokens: list[list[int]] = field(init=False)
     active: list[bool] = field(init=False)
     logits: list[list[torch.Tensor]] = field(init=False)
+    _kept: dict[tuple[object, ...], tuple[torch.Tensor | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Begin with nothing generated."""
         self.tokens = [[] for _ in self.members]
         self.active = [True for _ in self.members]
         self.logits = [[] for _ in self.members]
+
+    def once(self, key: tuple[object, ...], make: Callable[[], torch.Tensor | None]) -> torch.Tensor | None:
+        """Make what all layers of a pass need, positions or a mask, for the first of them only."""
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = (make(),)
+            self._kept[key] = kept
+            for old in list(self._kept)[:-_KEPT]:  # another lane may have dropped it already
+                self._kept.pop(old, None)
+        return kept[0]
 
     @property
     def idle(self) -> bool:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,6 +52,21 @@ class Outcome:
     memory: dict[TierName, dict[str, float]]
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Who hears how a run gets on; the functions are called from its threads.
+
+    Attributes:
+        finish: every result, with the index of its request, as soon as it is known.
+        tokens: how many tokens a step generated.
+        prepare: before the first of them: what is done, how much of it, and of how much.
+    """
+
+    finish: Callable[[int, Result], None]
+    tokens: Callable[[int], None] = lambda _count: None
+    prepare: Callable[[str, int, int], None] = lambda _what, _done, _total: None
+
+
 def run(
     plan: Plan,
     checkpoint: Checkpoint,
@@ -58,9 +74,7 @@ def run(
     *,
     device: str,
     scratch: Path,
-    on_finish: Callable[[int, Result], None],
-    on_tokens: Callable[[int], None],
-    logits: bool = False,
+    listener: Listener,
 ) -> Outcome:
     """Run a plan.
 
@@ -70,24 +84,14 @@ def run(
         requests: prompts, none longer than the plan's.
         device: ``cpu``, or ``cuda`` with or without a number.
         scratch: a folder on the disk whose space the plan uses for cache and activations.
-        on_finish: hears of every result, with the index of its request, as soon as it is known.
-        on_tokens: hears how many tokens each step generated.
-        logits: whether results hold the logits of their tokens.
+        listener: hears of results and progress.
 
     Raises:
         PlannerError: the run failed; results given before that stand.
         KeyboardInterrupt: the user interrupted; likewise.
     """
-    placed = _placed(plan, checkpoint)
     return execute(
-        placed,
-        checkpoint,
-        requests,
-        torch.device(device),
-        scratch,
-        on_finish=on_finish,
-        on_tokens=on_tokens,
-        logits=logits,
+        _placed(plan, checkpoint), checkpoint, requests, torch.device(device), scratch, listener=listener
     )
 
 
@@ -98,18 +102,17 @@ def execute(
     device: torch.device,
     scratch: Path,
     *,
-    on_finish: Callable[[int, Result], None],
-    on_tokens: Callable[[int], None] = lambda _: None,
+    listener: Listener,
     logits: bool = False,
 ) -> Outcome:
-    """Run a layout; see `run`."""
-    memory = Memory(placed, checkpoint, device, scratch)
+    """Run a layout; see `run`. With ``logits``, results hold those of their tokens."""
+    memory = Memory(placed, checkpoint, device, scratch, partial(listener.prepare, "quantising blocks"))
     try:
         with torch.inference_mode():
-            memory.weights.fill_homes(lambda _: None)
+            memory.weights.fill_homes(partial(listener.prepare, "loading weights"))
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # lanes have streams of their own, which do not wait for this one
-        return _Run(placed, memory, requests, (on_finish, on_tokens), logits).play()
+        return _Run(placed, memory, requests, listener, logits).play()
     finally:
         memory.close()
 
@@ -140,13 +143,12 @@ class _Run:
         placed: Placed,
         memory: Memory,
         requests: Sequence[Request],
-        heard: tuple[Callable[[int, Result], None], Callable[[int], None]],
+        listener: Listener,
         keep: bool,
     ) -> None:
         self._placed, self._memory, self._requests = placed, memory, requests
-        self._on_finish, self._on_tokens = heard
-        self._keep = keep
-        self._steps = Steps(memory, self._accept)
+        self._listener, self._keep = listener, keep
+        self._steps = Steps(memory, self._accept, placed.policy.attention_top)
         self._lanes = Lanes(memory.device, split_threads(memory.device, os.cpu_count() or 1))
         self._size = placed.policy.gpu_batch
         # The longest prompts come first, so that those of a group need little padding.
@@ -248,9 +250,9 @@ class _Run:
             result = group.accept(index, token)
             if result is not None:
                 self._left -= 1
-                self._on_finish(group.members[index], result)
+                self._listener.finish(group.members[index], result)
         self._tokens += count
-        self._on_tokens(count)
+        self._listener.tokens(count)
         if not self._left and self._playing is not None:
             self._playing.stop()
 

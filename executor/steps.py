@@ -32,11 +32,11 @@ class Steps(CacheSteps):
     Args:
         memory: everything that was allocated.
         accept: takes the tokens that a head chose.
-        attended: share of the cached tokens whose values attention uses.
+        top: share of the cached tokens whose values attention uses.
     """
 
-    def __init__(self, memory: Memory, accept: Accept, attended: float = 1.0) -> None:
-        super().__init__(memory, attended)
+    def __init__(self, memory: Memory, accept: Accept, top: float) -> None:
+        super().__init__(memory, top)
         self._accept = accept
         self._handlers: dict[str, Callable[[Step], int | None]] = {
             operation.name: getattr(self, operation.name)
@@ -95,7 +95,7 @@ class Steps(CacheSteps):
         """Project to queries, keys and values, and put the new records where they belong."""
         memory, cell = self._memory, step.cell
         cell.hidden = memory.activations.get(cell)
-        positions = inputs(cell, self._facts.context_limit)[1].to(self._device)
+        positions = self._positions(cell)
         weights = memory.layers.of(step.layer, step.weights, step.number)
         q, k, v = layers.project_qkv(self._facts, cell.hidden, positions, weights)
         cell.queries, cell.keys, cell.values = q, k, v
@@ -137,6 +137,15 @@ class Steps(CacheSteps):
     def write_activations(self, step: Step) -> int:
         """CPU memory to the disk: hidden states."""
         return self._memory.activations.write(step.cell)
+
+    def _positions(self, cell: Cell) -> torch.Tensor:
+        """Give the positions of a cell's tokens: [B,T]."""
+        assert cell.group is not None
+        limit = self._facts.context_limit
+        key = ("positions", cell.position, cell.sequences)
+        found = cell.group.once(key, lambda: inputs(cell, limit)[1].to(self._device))
+        assert found is not None
+        return found
 
     def _last(self, step: Step) -> torch.Tensor | None:
         """Give the places of the last tokens [B] of a cell of the head; None for other layers."""

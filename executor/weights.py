@@ -126,23 +126,21 @@ class WeightStore:
         for file in self._files.values():
             file.close()
 
-    @property
-    def home_bytes(self) -> int:
-        """Bytes that `fill_homes` reads. [B]"""
-        return sum(run.nbytes for each in (*self.on_gpu, *self.on_cpu) for run in each.runs)
-
-    def fill_homes(self, on_bytes: Callable[[int], None]) -> None:
-        """Read what stays in memory; ``on_bytes`` hears of every piece. [B]"""
+    def fill_homes(self, on_bytes: Callable[[int, int], None]) -> None:
+        """Read what stays in memory; ``on_bytes`` hears how much is there, and of how much. [B]"""
+        total, done = sum(run.nbytes for each in (*self.on_gpu, *self.on_cpu) for run in each.runs), 0
         bounce = [aligned(_BOUNCE + 2 * PAGE) for _ in range(2)]
         waiting: list[tuple[Future[torch.Tensor], torch.Tensor]] = []
         for number, (run, at, target) in enumerate(self._homes()):
             if len(waiting) == len(bounce):
-                on_bytes(_finish(*waiting.pop(0)))
+                done += _finish(*waiting.pop(0))
+                on_bytes(done, total)
             buffer = bounce[number % len(bounce)]
             future = self._pool.submit(self.file(run.file), buffer, run.offset + at, len(target))
             waiting.append((future, target))
         for each in waiting:
-            on_bytes(_finish(*each))
+            done += _finish(*each)
+            on_bytes(done, total)
 
     def _homes(self) -> Iterator[tuple[Run, int, torch.Tensor]]:
         """Go through the pieces of all homes: the run, the bytes of it that come before, and the memory."""

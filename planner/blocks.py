@@ -238,6 +238,7 @@ def policy_of(problem: Problem, outer: Outer, block: int, solution: Solution) ->
         weight_bits=outer.shape.weight_bits,
         cache_bits=outer.shape.cache_bits,
         quant_group=outer.shape.quant_group,
+        attention_top=outer.shape.attention_top,
         stagger=outer.stagger,
         prompt_batch=outer.prompts_together(problem),
         pinned=outer.pinned,

@@ -142,6 +142,6 @@ def _sequence(problem: Problem, shape: Shape) -> _Sequence:
         cache_expanded=expanded,
         matmul_seconds=flops / best.roofline(OPERATIONS[OP["mlp"]]).flops,
         prompt_seconds=least(prompt.name, float(prompt_flops), 0.0),
-        attention_seconds=least(attend.name, attention, expanded),
-        cpu_seconds=least(attend_cpu.name, attention, expanded),
+        attention_seconds=least(attend.name, attention, expanded) * shape.attended,
+        cpu_seconds=least(attend_cpu.name, attention, expanded) * shape.attended,
     )

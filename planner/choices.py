@@ -45,7 +45,8 @@ def allowed_shapes(options: Options) -> list[Shape]:
         (pins.get("weight_bits", weight), pins.get("cache_bits", cache))
         for weight, cache in _BITS[options.quantize]
     )
-    return [Shape(weight, cache, pins.get("quant_group", 64)) for weight, cache in bits]
+    group, top = pins.get("quant_group", 64), pins.get("attention_top", 1.0)
+    return [Shape(weight, cache, group, attention_top=top) for weight, cache in bits]
 
 
 def roots(problem: Problem, options: Options) -> Iterator[Outer]:
@@ -56,6 +57,11 @@ def roots(problem: Problem, options: Options) -> Iterator[Outer]:
     """
     pins = options.pins
     base = Outer(gpu_batch=1, prefetch=pins.get("prefetch", 1), prompt_batch=pins.get("prompt_batch"))
+    if pins.get("attention_top", 1.0) < 1.0 and not problem.runtime.sparse_attention:
+        raise InputError(
+            f"--fix attention_top: {problem.runtime.name} has no sparse attention; drop it, or take "
+            "--runtime reference"
+        )
     if one_group(problem, options) and pins.get("num_groups", 1) > 1:
         raise InputError(f"--fix num_groups={pins.get('num_groups')}: row by row there is one group; drop it")
     for shape, stagger, pinned in itertools.product(

@@ -35,6 +35,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _part(text: str) -> float:
+    value = _share(text)
+    if not value:
+        raise ValueError
+    return value
+
+
 def _switch(text: str) -> bool:
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in known:
@@ -64,6 +71,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "prompt_batch": (_count, "a count that divides gpu_batch"),
     "pinned": (_switch, "true or false"),
     "prefetch": (_count, "layers ahead, such as 1"),
+    "attention_top": (_part, "a share above 0 and at most 1, such as 0.1"),
 }
 
 

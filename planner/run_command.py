@@ -208,6 +208,7 @@ def _generate(job: _Job, answers: AnswerFile) -> Outcome:
     Raises:
         PlannerError: the engine's, or that it left out prompts; says how to go on.
     """
+    from executor.engine import Listener  # noqa: PLC0415 - needs torch
     from executor.engine import run as generate  # noqa: PLC0415 - needs torch
 
     pending, path = job.pending, job.files.out
@@ -230,8 +231,7 @@ def _generate(job: _Job, answers: AnswerFile) -> Outcome:
                 requests,
                 device=job.device,
                 scratch=job.files.scratch,
-                on_finish=finished,
-                on_tokens=watch.advance,
+                listener=Listener(finished, watch.advance, watch.prepare),
             )
     except KeyboardInterrupt:
         click.echo(f"interrupted: {so_far()[1]}", err=True)

@@ -128,6 +128,12 @@ class Watch:
         self._task = self.progress.add_task("", total=tokens)
         self._total, self._lock = tokens, threading.Lock()
 
+    def prepare(self, what: str, done: int, total: int) -> None:
+        """Say what is done before the first token; time counts from the end of that."""
+        self.progress.update(self._task, stage=f"{what}, {100 * done // max(1, total)} %")
+        if done >= total:
+            self.progress.reset(self._task, stage="")
+
     def advance(self, count: int) -> None:
         """Count tokens."""
         self.progress.advance(self._task, count)
@@ -148,6 +154,8 @@ class _Speed(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """Write the numbers; time passes before the first token comes."""
+        if task.fields.get("stage"):
+            return Text(task.fields["stage"], no_wrap=True)
         total, speed = task.total or 0.0, task.completed / task.elapsed if task.elapsed else 0.0
         left = f", {duration((total - task.completed) / speed)} left" if speed else ""
         return Text(

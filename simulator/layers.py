@@ -38,6 +38,12 @@ class Shape:
     cache_bits: Bits = 16
     quant_group: int = 64
     pinned: bool = True
+    attention_top: float = 1.0
+
+    @property
+    def attended(self) -> float:
+        """The share of cached keys and values that a new token's attention reads: of values only the top."""
+        return (1.0 + self.attention_top) / 2.0
 
 
 def layer_kinds(model: ModelSpec, runtime: Runtime) -> list[CellKind]:

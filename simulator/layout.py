@@ -139,7 +139,9 @@ class Placed:
 
 def shape_of(policy: Policy) -> Shape:
     """Extract what decides the form of the work."""
-    return Shape(policy.weight_bits, policy.cache_bits, policy.quant_group, policy.pinned)
+    return Shape(
+        policy.weight_bits, policy.cache_bits, policy.quant_group, policy.pinned, policy.attention_top
+    )
 
 
 def batch_of(policy: Policy) -> Batch:

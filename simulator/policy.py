@@ -98,7 +98,8 @@ class Policy(Record):
     ``stagger`` is the number of passes between admissions; None admits a whole block at once (zig-zag).
     ``prompt_batch`` is the number of sequences whose prompts are computed together; it divides
     ``gpu_batch``. ``prefetch`` is how many layers ahead weights are loaded. Without ``overlap`` nothing runs
-    beside anything else.
+    beside anything else. Below 1, ``attention_top`` makes attention sparse: of the cached tokens only that
+    share, those with the largest weights, have their values summed.
     """
 
     gpu_batch: Count
@@ -115,6 +116,7 @@ class Policy(Record):
     pinned: bool = True
     overlap: bool = True
     prefetch: Annotated[int, Field(ge=1, le=8)] = 1
+    attention_top: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
     @model_validator(mode="after")
     def _batches_divide(self) -> Self:

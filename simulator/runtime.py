@@ -94,6 +94,7 @@ class Runtime(Record):
         cpu_attention: the CPU may attend to any ``share`` of the cache that lies off the GPU, or to the
             ``whole`` of it or none (then to none of a quantised cache), or ``always`` to all of it.
         cpu_attention_dtype: the CPU attends to the cache as stored, or to a ``float32`` copy of it.
+        sparse_attention: it can leave out the values of cached tokens with small weights.
         loads_embeddings: the token table is a layer's weights like any other: stored for input and output,
             loaded in every pass. Otherwise its rows are looked up where it lies.
         quantizes: the classes of tensors that it can store quantised.
@@ -123,6 +124,7 @@ class Runtime(Record):
     disk_io: Literal["direct", "mapped"] = "direct"
     cpu_attention: Literal["share", "whole", "always"] = "share"
     cpu_attention_dtype: Literal["stored", "float32"] = "stored"
+    sparse_attention: bool = False
     loads_embeddings: bool = False
     quantizes: tuple[Literal["weights", "cache"], ...] = ("weights", "cache")
     quantizes_ends: bool = False

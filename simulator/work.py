@@ -117,7 +117,7 @@ def cell_work(model: ModelSpec, shape: Shape, runtime: Runtime, cells: Cells) ->
     work |= _matmul_work(model, cells, tokens)
     work |= _cache_work(model, shape, runtime, tokens * attends, cached, decode)
     work |= _host_work(model, shape, runtime, cached)
-    work |= _attention_work(model, runtime, cells, prompt, decode)
+    work |= _attention_work(model, shape, runtime, cells, prompt, decode)
     if shape.weight_bits < 16:
         sizes = [expanded_bytes(model, runtime, kind) for kind in WORKING]
         expanded = sum(size * _marks(cells, kind) for kind, size in zip(WORKING, sizes, strict=True))
@@ -255,19 +255,25 @@ def _host_work(
 
 
 def _attention_work(
-    model: ModelSpec, runtime: Runtime, cells: Cells, prompt: FloatArray, decode: FloatArray
+    model: ModelSpec,
+    shape: Shape,
+    runtime: Runtime,
+    cells: Cells,
+    prompt: FloatArray,
+    decode: FloatArray,
 ) -> dict[str, Work]:
     """Attention over the prompt on the GPU, and of one new token over the cache where the policy says."""
     flops = cells.sequences * model.attention_flops(cells.new, cells.cached)
+    one_token = flops * shape.attended * decode
     own = cells.sequences * cells.new * (2 * model.query_bytes + model.kv_bytes_per_token)
-    cached = cells.sequences * cells.cached * model.kv_bytes_per_token
+    cached = cells.sequences * cells.cached * model.kv_bytes_per_token * shape.attended
     wide = 4.0 / model.element_bytes if runtime.cpu_attention_dtype == "float32" else 1.0
     scores = 0.0 if runtime.fused_attention else 8.0 * model.num_heads * cells.sequences * cells.new**2
     steps = cells.cached + cells.new
     tiles = cells.sequences * model.num_heads * np.ceil(cells.new / PROMPT_TILE)
     heads = cells.sequences * model.num_kv_heads
     on_gpu = _form(
-        flops * decode,
+        one_token,
         (own + cached) * decode,
         decode,
         CACHE_ON_GPU_ENGINE,
@@ -280,6 +286,6 @@ def _attention_work(
         ),
         "attend": on_gpu,
         "attend_cpu": _form(
-            flops * decode, wide * (own + cached) * decode, decode, CACHE_ON_CPU_ENGINE, steps=steps * decode
+            one_token, wide * (own + cached) * decode, decode, CACHE_ON_CPU_ENGINE, steps=steps * decode
         ),
     }

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from executor.checkpoint import Checkpoint
-from executor.engine import Outcome, execute
+from executor.engine import Listener, Outcome, execute
 from executor.sampling import Request, Result, Sampling
 from simulator.layout import Placed, lay_out
 from simulator.policy import CpuAttention, Policy, Split
@@ -98,7 +98,7 @@ def play(
         case.requests,
         torch.device("cpu"),
         scratch,
-        on_finish=hear,
+        listener=Listener(hear),
         logits=logits,
     )
     assert sorted(found) == list(range(len(case.requests)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from executor import reference
-from executor.engine import execute
+from executor.engine import Listener, execute
 from executor.sampling import Request, Result
 from simulator.hardware import LANES
 from simulator.layout import lay_out
@@ -67,7 +67,7 @@ def test_a_gpu_gives_the_tokens_of_the_plain_model(
         prompts,
         torch.device("cuda"),
         tmp_path,
-        on_finish=found.__setitem__,
+        listener=Listener(found.__setitem__),
     )
     assert sorted(found) == list(range(len(prompts)))
     if policy.weight_bits == 16:

@@ -7,10 +7,10 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ tokenizers = pytest.importorskip("tokenizers", reason=REASON)
 
 from executor.answers import AnswerFile, Found, read_answers
 from executor.checkpoint import Checkpoint
+from executor.engine import Listener
 from executor.prompts import Prompt
 from executor.reference import generate
 from executor.sampling import Request, Result, Sampling
@@ -118,8 +119,7 @@ class Engine:
         *,
         device: str,
         scratch: Path,
-        on_finish: Callable[[int, Result], None],
-        on_tokens: Callable[[int], None],
+        listener: Listener,
     ) -> object:
         """Answer as the engine does."""
         self.asked.append(list(requests))
@@ -131,8 +131,8 @@ class Engine:
         def work() -> None:
             try:
                 for index, result in last_first:
-                    on_tokens(len(result.tokens))
-                    on_finish(index, result)
+                    listener.tokens(len(result.tokens))
+                    listener.finish(index, result)
             except PlannerError as error:
                 faults.append(error)
 
@@ -149,9 +149,8 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     """Put the stand-in where the engine is."""
-    stand_in, module = Engine(), ModuleType("executor.engine")
-    module.run = stand_in.run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "executor.engine", module)
+    stand_in = Engine()
+    monkeypatch.setattr("executor.engine.run", stand_in.run)
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):  # what the command sets is undone after the test
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
