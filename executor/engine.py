@@ -31,7 +31,7 @@ from simulator.passes import Pass, Window, window
 from simulator.trace import Trace
 
 _OF_ALL = (*LAYER_OPERATIONS, "dequantize_weights")  # what is done for groups that come later too
-_FIRST = Window((Pass(0, ((0, 0),)),), 1.0, 1.0)  # alone, to count its tasks
+_FIRST = Window((Pass(0, ((0, 0),)),), 1.0, 1.0)  # of one cohort alone, to count its tasks
 _TASKS = 200_000  # of a schedule at most; a longer run is played in several
 
 
@@ -180,8 +180,9 @@ class _Run:
     def _blocks(self) -> Iterator[tuple[list[int], list[Window]]]:
         """List what is played: the requests of a block, or of the whole run, and the passes."""
         placed, block = self._placed, self._placed.policy.block
-        per_pass = max(1, len(generate(placed, played=_FIRST)))
-        steady = placed.policy.cohorts(placed.workload.gen_len) > 1
+        cohorts = placed.policy.cohorts(placed.workload.gen_len)
+        steady = cohorts > 1
+        per_pass = max(1, len(generate(placed, played=_FIRST)) * cohorts)
         for start in range(0, len(self._queue), len(self._queue) if steady else block):
             queue = self._queue[start:] if steady else self._queue[start : start + block]
             workload = placed.workload.model_copy(update={"num_prompts": len(queue)})
