@@ -86,6 +86,11 @@ class ActivationStore:
         ]
         self._moving: dict[tuple[Cell, int], list[torch.Tensor]] = {}
 
+    @property
+    def disk_bytes(self) -> int:
+        """Size of the file. [B]"""
+        return self._file.nbytes if self._file is not None else 0
+
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:

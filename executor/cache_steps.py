@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -171,13 +171,14 @@ class CacheSteps:
         slot = cell.slots.get("cache", 0)
         if "cache" in cell.slots:
             memory.cache.complete(new, cell.slots["new_cache"], slot)
-        rows = Rows(new.group, new.layer, 0, new.stop, new.units)
-        return [each for each in memory.cache.on_gpu(rows, slot) if each[0].share.within(0, new.units.stop)]
+        return [
+            each for each in memory.cache.on_gpu(_up_to(new), slot) if each[0].share.within(0, new.units.stop)
+        ]
 
     def _cpu_records(self, step: Step) -> list[tuple[Home, list[torch.Tensor]]]:
         """List the homes that the CPU attends to with their rows, the new one included."""
         memory, cell, new = self._memory, step.cell, self._new(step)
-        rows = Rows(new.group, new.layer, 0, new.stop, new.units)
+        rows = _up_to(new)
         if "cache_staging" in cell.slots and memory.disk is not None:
             memory.disk.complete(new, cell.slots["cache_staging"], cell.order)
         found = []
@@ -215,3 +216,8 @@ class CacheSteps:
         heads = self._facts.model.num_kv_heads
         of_unit = torch.arange(units.start, units.stop) // heads - cell.sequences.start
         return rows[of_unit].to(device)
+
+
+def _up_to(new: Rows) -> Rows:
+    """Name all rows up to the new ones, these included."""
+    return replace(new, first=0)

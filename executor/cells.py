@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -157,8 +157,3 @@ def hidden_rows(cell: Cell) -> torch.Tensor | None:
         return None
     rows = torch.arange(cell.row + 1)
     return (rows >= lengths[:, None]) & (rows < group.width)
-
-
-def form_groups(requests: Sequence[Request], order: Sequence[int], size: int) -> list[list[int]]:
-    """Deal requests into groups of ``size``, in the order given."""
-    return [list(order[start : start + size]) for start in range(0, len(requests), size)]

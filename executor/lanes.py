@@ -65,7 +65,7 @@ class Lanes:
     """
 
     def __init__(self, device: torch.device, threads: Mapping[LaneName, int]) -> None:
-        self._device, self._threads = device, threads
+        self._threads = threads
         cuda = device.type == "cuda"
         self.streams: dict[LaneName, torch.cuda.Stream] = {}
         if cuda:

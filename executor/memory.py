@@ -90,11 +90,11 @@ class Memory:
 
     def used(self) -> dict[TierName, dict[str, float]]:
         """Give the bytes taken, by tier and use. [B]"""
-        disk: dict[str, float] = {
-            "model weights": float(sum(run.nbytes for each in self.weights.on_disk for run in each.runs))
+        disk = {
+            "model weights": float(sum(run.nbytes for each in self.weights.on_disk for run in each.runs)),
+            "KV cache": float(self.disk.file.nbytes) if self.disk is not None else 0.0,
+            "activations": float(self.activations.disk_bytes),
         }
-        if self.disk is not None:
-            disk["KV cache"] = float(self.disk.file.nbytes)
         found: dict[TierName, dict[str, float]] = {tier: each.used for tier, each in self.arenas.items()}
         return {**found, "disk": {name: size for name, size in disk.items() if size}}
 
