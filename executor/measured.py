@@ -10,9 +10,10 @@ from executor.lanes import Played
 from simulator.hardware import TierName
 from simulator.policy import FloatArray
 from simulator.trace import Trace
+from simulator.trace_events import WORK
 from simulator.trace_memory import MemoryUse
 
-_COLUMNS = ("operation", "lane", "start", "end", "pass_number", "layer", "group", "bytes", "flops")
+_COLUMNS = ("operation", "lane", "start", "end", "pass_number", "layer", "group", *WORK)
 
 
 def trace_of(played: Played, moved: FloatArray) -> Trace:
@@ -35,6 +36,9 @@ def trace_of(played: Played, moved: FloatArray) -> Trace:
         group=schedule.group[done],
         bytes=moved[done],
         flops=schedule.flops[done],
+        kernels=schedule.kernels[done],
+        steps=schedule.steps[done],
+        blocks=schedule.blocks[done],
     )
 
 

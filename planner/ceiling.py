@@ -21,6 +21,8 @@ from simulator.cost import Rates
 from simulator.layers import CellKind, Shape, layer_weight_bytes, total_weight_bytes
 from simulator.operations import BLOCK_STAGES, OP, OPERATIONS
 
+_PRODUCTS = ("qkv", "project", "mlp", "head")
+
 
 @dataclass(frozen=True)
 class Ceiling:
@@ -80,8 +82,9 @@ def _demands(problem: Problem, shape: Shape, one: _Sequence) -> list[tuple[str, 
     """List (resource, fixed seconds, seconds a sweep, seconds more if the CPU attends to everything)."""
     tiers, best = problem.hardware.tiers, _best_rates(problem)
     gpu, above_disk = tiers["gpu"].usable, tiers["gpu"].usable + tiers["cpu"].usable
-    h2d, disk = _loading(best), best.copy(OPERATIONS[OP["read_weights"]]).bandwidth
-    hbm = best.roofline(OPERATIONS[OP["mlp"]]).bandwidth
+    h2d = _loading(best)
+    disk = max(best.copy(OPERATIONS[OP[name]]).bandwidth for name in ("read_weights", "read_cache"))
+    hbm = max(best.roofline(OPERATIONS[OP[name]]).bandwidth for name in _PRODUCTS)
     attention, cache = one.attention_seconds, one.cache_read
     on_gpu = attention + one.prompt_seconds
     # Bytes that are read into a fast memory of m: each sweep finds at most m of what it needs there.
@@ -95,7 +98,7 @@ def _demands(problem: Problem, shape: Shape, one: _Sequence) -> list[tuple[str, 
     ]
     if shape.weight_bits < 16:
         # Expanded weights may stay on the GPU; the rest is expanded once a sweep.
-        again = max(0.0, one.swept_expanded - gpu) / problem.hardware.engines["gpu"].conversion.dequantize
+        again = max(0.0, one.swept_expanded - gpu) / best.conversion(OPERATIONS[OP["dequantize_weights"]])
         demands.append(("gpu", one.matmul_seconds + on_gpu, again, -attention))
     return demands
 
@@ -140,7 +143,7 @@ def _sequence(problem: Problem, shape: Shape) -> _Sequence:
         swept_expanded=layers + head,
         cache_read=read * model.kv_bytes(shape.cache_bits, shape.quant_group),
         cache_expanded=expanded,
-        matmul_seconds=flops / best.roofline(OPERATIONS[OP["mlp"]]).flops,
+        matmul_seconds=flops / max(best.roofline(OPERATIONS[OP[name]]).flops for name in _PRODUCTS),
         prompt_seconds=least(prompt.name, float(prompt_flops), 0.0),
         attention_seconds=least(attend.name, attention, expanded) * shape.attended,
         cpu_seconds=least(attend_cpu.name, attention, expanded) * shape.attended,

@@ -98,7 +98,8 @@ def _amounts(schedule: Schedule, placed: Placed) -> dict[tuple[CellKind, int], d
     for name, work in cell_work(placed.model, placed.shape, placed.runtime, cells).items():
         forms = (work.flops, work.bytes, work.blocks)
         flops, bytes_, blocks = (form @ placed.placement for form in forms)
-        columns = (flops, bytes_ * _table_share(name, placed), work.kernels, work.steps, blocks)
+        share = _table_share(name, placed)
+        columns = (flops, bytes_ * share, work.kernels, work.steps, blocks * share)
         for row, place in enumerate(places):
             amount = tuple(float(column[row]) for column in columns)
             if amount[0] + amount[1] > 0:

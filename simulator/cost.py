@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from simulator.calibration import Operations
 from simulator.hardware import LANES, Capacity, DiskLink, DType, HardwareProfile, HostLink, Roofline
 from simulator.operations import OPERATIONS, Operation
 from simulator.policy import FloatArray
@@ -14,10 +16,11 @@ from simulator.runtime import Runtime
 
 
 class CopyRate(NamedTuple):
-    """An achieved copy rate [B/s] and what each copy costs before its first byte [s]."""
+    """An achieved copy rate [B/s], what each copy costs before its first byte, and each piece of it [s]."""
 
     bandwidth: float
     latency: float
+    piece: float = 0.0
 
 
 #: Bytes that pass through the CPU's memory for each byte of a task, where these are not as many.
@@ -36,14 +39,32 @@ class Rates:
     dtype: DType = "float16"
     pinned: bool = True
 
+    @property
+    def measured(self) -> Operations | None:
+        """Rates of single operations, if this engine's were measured."""
+        found = self.hardware.operations
+        return found if found is not None and found.runtime == self.runtime.name else None
+
+    def hands_over(self, operation: Operation) -> bool:
+        """Say whether a load of weights copies nothing."""
+        loads = operation.name == "load_weights"
+        return loads and self.runtime.hands_over and self.hardware.unified_memory
+
     def copy(self, operation: Operation) -> CopyRate:
         """Give the achieved rate of a copy: over the disk's link or the host's, for its class of tensors."""
+        own = self.measured.transfers.get(operation.name) if self.measured else None
+        if self.hands_over(operation):
+            return CopyRate(math.inf, own.latency if own else 0.0)
+        if own is not None:
+            return CopyRate(own.bandwidth, own.latency, own.piece)
         links = self.hardware.links
         if operation.lane == "disk_read":
             return CopyRate(links.disk_read.bandwidth, links.disk_read.latency)
         if operation.lane == "disk_write":
             return self._write(links.disk_write)
-        host = links.h2d if operation.lane == "h2d" else links.d2h
+        return self._host_copy(operation, links.h2d if operation.lane == "h2d" else links.d2h)
+
+    def _host_copy(self, operation: Operation, host: HostLink) -> CopyRate:
         assert operation.of is not None
         if self.runtime.pinned.of(operation.of, self.pinned):
             rate = CopyRate(host.pinned.bandwidth, host.pinned.latency)
@@ -56,8 +77,8 @@ class Rates:
             rate = CopyRate(relayed, host.pageable.latency)
         if operation.name != "load_weights":
             return rate
-        own = self.runtime.overheads
-        return CopyRate(rate.bandwidth * own.link_share, rate.latency + own.load_weights)
+        extra = self.runtime.overheads
+        return CopyRate(rate.bandwidth * extra.link_share, rate.latency + extra.load_weights)
 
     def _write(self, disk: DiskLink) -> CopyRate:
         if self.runtime.disk_io == "direct":
@@ -65,21 +86,28 @@ class Rates:
         return CopyRate(disk.cached or disk.bandwidth, self.runtime.overheads.write_cache)
 
     def _copy_seconds(
-        self, operation: Operation, bytes_: FloatArray, kernels: FloatArray | float
+        self,
+        operation: Operation,
+        bytes_: FloatArray,
+        kernels: FloatArray | float,
+        blocks: FloatArray | float,
     ) -> FloatArray:
-        """Give ``copies x latency + bytes / bandwidth``; mapped files are read by a thread each."""
+        """Give ``copies x latency + pieces x piece + bytes / bandwidth``; a thread reads each mapped file."""
         rate = self.copy(operation)
         disk = self.hardware.links.disk_read
         if operation.lane != "disk_read" or self.runtime.disk_io == "direct" or disk.stream is None:
-            return np.asarray(kernels * rate.latency + bytes_ / rate.bandwidth)
+            return np.asarray(kernels * rate.latency + blocks * rate.piece + bytes_ / rate.bandwidth)
         threads = np.where(np.asarray(kernels) > 0, np.asarray(kernels) * disk.stream, np.inf)
         return np.asarray(np.sign(kernels) * rate.latency + bytes_ / np.minimum(rate.bandwidth, threads))
 
     def roofline(self, operation: Operation) -> Roofline:
         """Give the roofline of a kernel's operation."""
         engine = self.hardware.engines["cpu" if operation.lane == "cpu" else "gpu"]
+        dtype = engine.compute_dtype(self.dtype)
+        if self.measured and operation.name in self.measured.kernels.get(dtype, {}):
+            return self.measured.kernels[dtype][operation.name]
         if operation.cost == "matmul":
-            return engine.matmul[engine.compute_dtype(self.dtype)]
+            return engine.matmul[dtype]
         return engine.attention.prefill if operation.cost == "prompt_attention" else engine.attention.decode
 
     def seconds(
@@ -93,24 +121,27 @@ class Rates:
     ) -> FloatArray:
         """Give the time of work done alone at full speed, elementwise. [s]
 
-        A copy takes ``copies x latency + bytes / bandwidth``, a conversion ``bytes / rate``, a kernel its
-        roofline. With ``kernels`` of 0 this is homogeneous in the work, so it maps the columns of an affine
-        form whose FLOPs, bytes and blocks are proportional to the columns of its time.
+        A copy takes ``copies x latency + pieces x piece + bytes / bandwidth``, a conversion ``bytes / rate``
+        (a measured one like a copy), a kernel its roofline. ``blocks`` of a copy are its pieces. With
+        ``kernels`` of 0 this is homogeneous in the work, so it maps the columns of an affine form whose
+        FLOPs, bytes and blocks are proportional to the columns of its time.
         """
         if operation.cost == "none":
             return np.zeros_like(bytes_)
-        if operation.cost == "copy":
-            return self._copy_seconds(operation, bytes_, kernels)
+        if operation.cost == "copy" or (self.measured and operation.name in self.measured.transfers):
+            return self._copy_seconds(operation, bytes_, kernels, blocks)
         if operation.cost not in ("matmul", "attention", "prompt_attention"):
-            return np.asarray(bytes_ / self._conversion(operation))
+            return np.asarray(bytes_ / self.conversion(operation))
         depth = np.divide(steps, kernels, out=np.zeros(np.shape(kernels)), where=np.asarray(kernels) > 0.0)
         seconds = self.roofline(operation).seconds(flops, bytes_, kernels, depth, blocks)
         if operation.name in BEGINS[self.runtime.layers]:
             seconds = seconds + np.sign(kernels) * self.runtime.overheads.cell
         return np.asarray(seconds)
 
-    def _conversion(self, operation: Operation) -> float:
+    def conversion(self, operation: Operation) -> float:
         """Give the rate at which an engine stages, expands, quantises or dequantises. [B/s]"""
+        if self.measured and operation.name in self.measured.transfers:
+            return self.measured.transfers[operation.name].bandwidth
         if operation.cost == "stage":
             return _staging(self.hardware.links.h2d)
         engine = self.hardware.engines["cpu" if operation.lane == "cpu" else "gpu"]
@@ -126,6 +157,8 @@ class Rates:
         factor = capacity.lanes.get(operation.lane, 0.0)
         if capacity.bandwidth is None:
             return factor * seconds
+        if self.hands_over(operation):
+            return np.zeros_like(bytes_)
         return factor * _HOST_TRAFFIC.get(operation.cost, 1.0) * bytes_
 
 

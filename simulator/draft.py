@@ -151,7 +151,7 @@ def _work(placed: Placed, grid: Grid) -> dict[str, FloatArray]:
     if runtime.dequantize == "per_pass":
         bytes_[OP["dequantize_weights"]] *= grid.column == 0
     _loads(placed, grid, bytes_, kernels)
-    _embedding_rows(placed, grid, bytes_)
+    _embedding_rows(placed, grid, bytes_, found["blocks"])
     return found
 
 
@@ -183,14 +183,15 @@ def _count_streams(kernels: FloatArray, shift: IntArray, rows: int) -> None:
         kernels[code] = np.where(kernels[code] > 0, together[shift[code] : shift[code] + width], 0.0)
 
 
-def _embedding_rows(placed: Placed, grid: Grid, bytes_: FloatArray) -> None:
+def _embedding_rows(placed: Placed, grid: Grid, bytes_: FloatArray, pieces: FloatArray) -> None:
     """Scale the look-up of embedding rows to where this layout has the table."""
     if placed.runtime.loads_embeddings:
         return
     table = placed.layer_bytes[-1 if placed.model.tied_embeddings else 0]
     on_disk, off_gpu = table[2] / table.sum(), (table[1] + table[2]) / table.sum()
-    size = placed.model.hidden_bytes * (grid.kinds.sequences * grid.kinds.new)[grid.work]
-    here = (grid.kind == CellKind.EMBED) * size
+    rows = (grid.kind == CellKind.EMBED) * (grid.kinds.sequences * grid.kinds.new)[grid.work]
+    here = rows * placed.model.hidden_bytes
+    pieces[OP["read_embeddings"]] = rows * on_disk
     bytes_[OP["read_embeddings"]] = here * on_disk
     bytes_[OP["load_embeddings"]] = here * off_gpu
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from simulator.calibration import Calibration, Operations
+from simulator.calibration import Transfer as Transfer  # noqa: PLC0414 - a part of profiles, taken from here
 from simulator.kernels import Roofline as Roofline  # noqa: PLC0414 - a part of profiles, taken from here
 from simulator.schema import Record
 from simulator.units import (
@@ -145,14 +147,6 @@ class Engine(Record):
         return next(iter(self.matmul))
 
 
-class Transfer(Record):
-    """An achieved copy rate and what one copy costs before its first byte."""
-
-    bandwidth: ByteRate
-    latency: Seconds = Field(default=0.0, validate_default=False)
-    source: str
-
-
 class HostLink(Record):
     """A link between CPU and GPU memory; copies differ between pinned and pageable host memory.
 
@@ -230,7 +224,11 @@ class Cost(Record):
 
 
 class HardwareProfile(Record):
-    """A whole machine. See ``docs/hardware-profiles.md`` for every key."""
+    """A whole machine. See ``docs/hardware-profiles.md`` for every key.
+
+    With ``unified_memory`` the gpu and the cpu tier are parts of one memory, so that an engine that can do so
+    hands a layer over where another one copies it.
+    """
 
     schema_version: Literal[1]
     name: str = Field(min_length=1, max_length=64)
@@ -239,7 +237,10 @@ class HardwareProfile(Record):
     engines: dict[Literal["gpu", "cpu"], Engine]
     links: Links
     capacities: dict[str, Capacity] = Field(default_factory=dict)
+    unified_memory: bool = False
+    operations: Operations | None = None
     cost: Cost | None = None
+    calibration: Calibration | None = None
     sources: dict[str, Source] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -99,6 +99,7 @@ class Runtime(Record):
             loaded in every pass. Otherwise its rows are looked up where it lies.
         quantizes: the classes of tensors that it can store quantised.
         quantizes_ends: embeddings and head are quantised with the blocks.
+        hands_over: where CPU and GPU tier are one memory, it hands layers over and copies nothing.
         relay: pinned CPU memory that copy threads hold for themselves. [B]
         overheads: what the engine's own code costs.
         schedules: the traversals it can run.
@@ -128,6 +129,7 @@ class Runtime(Record):
     loads_embeddings: bool = False
     quantizes: tuple[Literal["weights", "cache"], ...] = ("weights", "cache")
     quantizes_ends: bool = False
+    hands_over: bool = False
     relay: Bytes = Field(default=0.0, validate_default=False)
     overheads: Overheads = Overheads()
     schedules: tuple[ScheduleName, ...]

@@ -107,7 +107,7 @@ def simulate(
     """
     rates = rates_of(placed, hardware)
     simulation = play(generate(placed, max_passes, played), rates)
-    check_physics(simulation, hardware, placed)
+    check_physics(simulation, rates, placed)
     return predict(simulation, placed), simulation
 
 
@@ -167,7 +167,7 @@ def _shares(busy: FloatArray, time: FloatArray) -> dict[LaneName, float]:
     return {lane: min(1.0, float(busy[i].sum()) / total) if total else 0.0 for i, lane in enumerate(LANES)}
 
 
-def check_physics(simulation: Simulation, hardware: HardwareProfile, placed: Placed) -> None:
+def check_physics(simulation: Simulation, rates: Rates, placed: Placed) -> None:
     """Check that no lane beat its peak: FLOPs over peak and bytes over bandwidth, from the datasheet.
 
     Raises:
@@ -176,10 +176,12 @@ def check_physics(simulation: Simulation, hardware: HardwareProfile, placed: Pla
     schedule, took = simulation.schedule, simulation.end - simulation.start
     for code in np.unique(schedule.operation):
         operation = OPERATIONS[code]
-        if operation.cost == "none":
+        if operation.cost == "none" or rates.hands_over(operation):
             continue
         tasks = schedule.operation == code
-        least = _least_seconds(operation.lane, schedule.flops[tasks], schedule.bytes[tasks], hardware, placed)
+        least = _least_seconds(
+            operation.lane, schedule.flops[tasks], schedule.bytes[tasks], rates.hardware, placed
+        )
         if (took[tasks] < least * (1 - 1e-6)).any():
             raise PlannerError(
                 f"the simulated {operation.name} beats the physical limit of lane {operation.lane}; "

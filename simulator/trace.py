@@ -23,7 +23,7 @@ from simulator.policy import FloatArray
 from simulator.schedule import Int8Array, Int32Array
 from simulator.schema import read_json
 from simulator.simulate import Simulation
-from simulator.trace_events import read_counter, read_span
+from simulator.trace_events import WORK, read_counter, read_span
 from simulator.trace_memory import MemoryUse, memory_in_use
 from simulator.units import GIB
 
@@ -45,6 +45,9 @@ class Trace:
         group: the group's number. [N]
         bytes: bytes moved. [N] [B]
         flops: work. [N] [FLOP]
+        kernels: launches or copies. [N]
+        steps: inner dimensions of all kernels together. [N]
+        blocks: attention blocks. [N]
         memory: the uses of memory over time.
         metadata: what was run, where, and whether it is predicted or measured.
     """
@@ -58,6 +61,9 @@ class Trace:
     group: Int32Array
     bytes: FloatArray
     flops: FloatArray
+    kernels: FloatArray
+    steps: FloatArray
+    blocks: FloatArray
     memory: tuple[MemoryUse, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -112,6 +118,9 @@ def from_simulation(
         group=schedule.group,
         bytes=schedule.bytes,
         flops=schedule.flops,
+        kernels=schedule.kernels,
+        steps=schedule.steps,
+        blocks=schedule.blocks,
         memory=memory_in_use(simulation, placed),
         metadata=about | dict(metadata or {}),
     )
@@ -180,8 +189,7 @@ def _spans(trace: Trace, process: int) -> list[dict[str, Any]]:
         trace.pass_number.tolist(),
         trace.layer.tolist(),
         trace.group.tolist(),
-        trace.bytes.tolist(),
-        trace.flops.tolist(),
+        *(getattr(trace, name).tolist() for name in WORK),
     )
     return [
         {
@@ -191,9 +199,9 @@ def _spans(trace: Trace, process: int) -> list[dict[str, Any]]:
             "name": name,
             "ts": ts,
             "dur": duration,
-            "args": {"pass": number, "layer": layer, "group": group, "bytes": bytes_, "flops": flops},
+            "args": {"pass": number, "layer": layer, "group": group, **dict(zip(WORK, work, strict=True))},
         }
-        for name, lane, ts, duration, number, layer, group, bytes_, flops in zip(*columns, strict=True)
+        for name, lane, ts, duration, number, layer, group, *work in zip(*columns, strict=True)
     ]
 
 
@@ -248,7 +256,7 @@ def _require_one_process(events: list[Any], path: str | Path) -> None:
 def _gather(
     rows: list[tuple[float, ...]], counts: list[tuple[str, float, float]], metadata: dict[str, str]
 ) -> Trace:
-    columns: npt.NDArray[np.float64] = np.array(rows, dtype=float).reshape(len(rows), 9).T
+    columns: npt.NDArray[np.float64] = np.array(rows, dtype=float).reshape(len(rows), 7 + len(WORK)).T
     start = np.round(columns[2] * _NS_PER_US)
     took = np.round(columns[3] * _NS_PER_US)
     series: dict[str, list[tuple[float, float]]] = {}
@@ -268,8 +276,7 @@ def _gather(
         pass_number=places[0],
         layer=places[1],
         group=places[2],
-        bytes=columns[7],
-        flops=columns[8],
+        **dict(zip(WORK, columns[7:], strict=True)),
         memory=tuple(memory),
         metadata=metadata,
     )

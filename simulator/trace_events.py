@@ -10,6 +10,7 @@ from simulator.hardware import LANES, TIERS
 from simulator.operations import OP
 
 _PLACE = ("pass", "layer", "group")
+WORK = ("bytes", "flops", "kernels", "steps", "blocks")
 _LATEST_US = 9e12  # beyond, nanoseconds are not whole in a float
 
 
@@ -34,7 +35,7 @@ def _whole(value: object) -> float:
 
 
 def read_span(event: dict[str, Any]) -> tuple[float, ...]:
-    """Read a complete event: operation, lane, start and duration [us], pass, layer, group, bytes, FLOPs.
+    """Read a complete event: operation, lane, start and duration [us], pass, layer, group, and the work.
 
     Raises:
         KeyError, TypeError, ValueError: something is missing or wrong; the message says what.
@@ -46,7 +47,7 @@ def read_span(event: dict[str, Any]) -> tuple[float, ...]:
         raise ValueError(f"unknown lane {lane + 1!r:.40}")
     start, took = _time(event["ts"]), _time(event["dur"])
     place = [_whole(args[key]) for key in _PLACE]
-    return (OP[name], lane, start, took, *place, _number(args["bytes"], 0), _number(args["flops"], 0))
+    return (OP[name], lane, start, took, *place, *(_number(args[key], 0) for key in WORK))
 
 
 def read_counter(event: dict[str, Any]) -> tuple[str, float, float]:

@@ -46,7 +46,7 @@ class Work:
         kernels: launches, or copies. [C]
         steps: inner dimensions of all kernels together: k of a matrix product, the tokens of attention. [C]
         blocks: affine form: attention blocks, one for each sequence and key-value head (of a prompt, head
-            and tile of tokens). [C, len(PLACEMENT)]
+            and tile of tokens); of a copy its pieces, where they are many. [C, len(PLACEMENT)]
     """
 
     flops: FloatArray
@@ -153,12 +153,15 @@ def _activation_work(model: ModelSpec, runtime: Runtime, cells: Cells, tokens: F
     inward = size * (tokens * (1 - embed - head) + cells.sequences * head)
     outward = size * tokens * (1 - head)
     rows = size * tokens * embed * (not runtime.loads_embeddings)
+    pieces = cells.sequences * (1 - embed)  # the disk has a page of each sequence, and a row of each token
     return {
-        "read_activations": _form(bytes_=inward, over=ACTIVATIONS_ON_DISK),
+        "read_activations": _form(bytes_=inward, over=ACTIVATIONS_ON_DISK, blocks=pieces),
         "load_activations": _form(bytes_=inward, over=ACTIVATIONS_OFF_GPU),
         "store_activations": _form(bytes_=outward, over=ACTIVATIONS_OFF_GPU),
-        "write_activations": _form(bytes_=outward, over=ACTIVATIONS_ON_DISK),
-        "read_embeddings": _form(bytes_=rows, over=DISK_WEIGHTS),
+        "write_activations": _form(
+            bytes_=outward, over=ACTIVATIONS_ON_DISK, blocks=cells.sequences * (1 - head)
+        ),
+        "read_embeddings": _form(bytes_=rows, over=DISK_WEIGHTS, blocks=rows / model.hidden_bytes),
         "load_embeddings": _form(bytes_=rows, over=STREAMED_WEIGHTS),
     }
 
@@ -286,6 +289,11 @@ def _attention_work(
         ),
         "attend": on_gpu,
         "attend_cpu": _form(
-            one_token, wide * (own + cached) * decode, decode, CACHE_ON_CPU_ENGINE, steps=steps * decode
+            one_token,
+            wide * (own + cached) * decode,
+            decode,
+            CACHE_ON_CPU_ENGINE,
+            steps=steps * decode,
+            blocks=heads * decode,
         ),
     }

@@ -92,7 +92,7 @@ def small_trace() -> Trace:
     """Measure one task of a second."""
     one, whole = np.ones(1), np.zeros(1, dtype=np.int32)
     lane = np.zeros(1, dtype=np.int8)
-    return Trace(lane, lane, 0 * one, one, whole, whole, whole, one, one, (), {"kind": "measured"})
+    return Trace(lane, lane, 0 * one, one, *[whole] * 3, *[one] * 5, (), {"kind": "measured"})
 
 
 @dataclass

@@ -102,7 +102,8 @@ def test_chrome_events(written):
     assert first["name"] == "read_weights"
     assert LANES[first["tid"] - 1] == "disk_read"
     assert first["dur"] == pytest.approx((trace.end[0] - trace.start[0]) * 1e6)
-    assert first["args"] == {"pass": 0, "layer": 1, "group": 0, "bytes": trace.bytes[0], "flops": 0}
+    work = {"bytes": trace.bytes[0], "flops": 0, "kernels": trace.kernels[0], "steps": 0, "blocks": 0}
+    assert first["args"] == {"pass": 0, "layer": 1, "group": 0, **work}
     counters = {event["name"] for event in events if event["ph"] == "C"}
     assert counters == {f"{use.tier}: {use.name}" for use in trace.memory}
 
@@ -176,13 +177,14 @@ def test_an_empty_trace_reads_back(tmp_path):
     """A measured run that was stopped at once is a trace too."""
     nothing = np.zeros(0)
     codes, places = nothing.astype(np.int8), nothing.astype(np.int32)
-    trace = Trace(codes, codes, nothing, nothing, places, places, places, nothing, nothing)
+    work = [nothing] * 5
+    trace = Trace(codes, codes, nothing, nothing, places, places, places, *work)
     write_trace(trace, tmp_path / "trace.json")
     assert read_trace(tmp_path / "trace.json") == trace
 
 
 SPAN = {"ph": "X", "pid": 1, "tid": 1, "name": "qkv", "ts": 0.0, "dur": 1.0}
-ARGS = {"pass": 0, "layer": 1, "group": 0, "bytes": 1.0, "flops": 1.0}
+ARGS = {"pass": 0, "layer": 1, "group": 0, "bytes": 1.0, "flops": 1.0, "kernels": 1, "steps": 0, "blocks": 0}
 
 
 @pytest.mark.parametrize(

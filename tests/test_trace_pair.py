@@ -22,7 +22,8 @@ from simulator.trace_memory import MemoryUse
 from simulator.trace_pair import pair_traces
 from tests.strategies import layouts, machines
 
-COLUMNS = ("operation", "lane", "start", "end", "pass_number", "layer", "group", "bytes", "flops")
+PLACE = ("operation", "lane", "start", "end", "pass_number", "layer", "group")
+COLUMNS = (*PLACE, "bytes", "flops", "kernels", "steps", "blocks")
 
 
 def spans(*rows, memory=(), **metadata):
@@ -32,7 +33,8 @@ def spans(*rows, memory=(), **metadata):
     code = code.astype(np.int8)
     lane = np.array([LANES.index(OPERATIONS[each].lane) for each in code], dtype=np.int8)
     places = (each.astype(np.int32) for each in (number, layer, group))
-    return Trace(code, lane, start, end, *places, bytes_, flops, tuple(memory), metadata)
+    rest = (np.ones(len(code)), np.zeros(len(code)), np.zeros(len(code)))  # kernels, steps, blocks
+    return Trace(code, lane, start, end, *places, bytes_, flops, *rest, tuple(memory), metadata)
 
 
 def compared(predicted, measured):
