@@ -157,6 +157,8 @@ class _Run:
         self._groups: dict[int, Group | None] = {}
         self._left = 0
         self._tokens = 0
+        work = placed.workload
+        self._full = all(len(each.prompt) == work.prompt_len for each in requests)
         self._playing: Played | None = None
 
     def play(self) -> Outcome:
@@ -251,6 +253,7 @@ class _Run:
             result = group.accept(index, token)
             if result is not None:
                 self._left -= 1
+                self._full &= len(result.tokens) == self._placed.workload.gen_len
                 self._listener.finish(group.members[index], result)
         self._tokens += count
         self._listener.tokens(count)
@@ -264,5 +267,7 @@ class _Run:
             "model": self._placed.model.name,
             "runtime": self._placed.runtime.name,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "dtype": self._placed.model.dtype,
+            "full_length": "yes" if self._full else "no",
             "block_starts": ",".join(map(str, starts)),
         }

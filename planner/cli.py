@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from planner.calibrate_command import calibrate
 from planner.compare import compare
 from planner.compare_traces import compare_traces
 from planner.listings import FORMATS, hardware, models, runtimes
@@ -60,7 +61,7 @@ def _one_line(text: str) -> str:
 
 @click.group(
     cls=_Group,
-    commands=[compare, compare_traces, hardware, models, plan, run, runtimes, validate],
+    commands=[calibrate, compare, compare_traces, hardware, models, plan, run, runtimes, validate],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -6,9 +6,11 @@ import json
 import sys
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
+from planner.hardware_diff import compare_profiles, report
 from simulator.hardware import TIERS
 from simulator.model import ModelSpec
 from simulator.model_config import catalogue_names, load_model
@@ -30,10 +32,15 @@ def echo_json(data: object) -> None:
     click.echo(json.dumps(data, indent=2))
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--format", "output", type=FORMATS, default="text", show_default=True, help="What to print.")
-def hardware(output: str) -> None:
+@click.pass_context
+def hardware(context: click.Context, output: str) -> None:
     """List the machines that come with the planner."""
+    if context.invoked_subcommand is not None:
+        if context.get_parameter_source("output") is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--format: name it after {context.invoked_subcommand}")
+        return
     profiles = [load_profile(name) for name in shipped_profiles()]
     if output == "json":
         echo_json({profile.name: profile.model_dump(mode="json", exclude_none=True) for profile in profiles})
@@ -51,6 +58,28 @@ def hardware(output: str) -> None:
         engines = [profile.engines[engine].name for engine in ("gpu", "cpu")]
         table.add_row(profile.name, *sizes, rent, *engines)
     console().print(table)
+
+
+@hardware.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--format", "output", type=FORMATS, default="text", show_default=True, help="What to print.")
+def diff(first: str, second: str, output: str) -> None:
+    """List every figure that two machines differ in.
+
+    A and B are machines that come with the planner, or profiles by their paths. Figures whose ratio is
+    largest come first. Of profiles that were measured, the last column says whether a difference is larger
+    than what measuring leaves open.
+
+    \b
+    planner hardware diff a100-40 a100-80
+    planner hardware diff last-month.yaml today.yaml
+    """  # noqa: D301 - click reads the escape
+    found = compare_profiles(load_profile(first), load_profile(second))
+    if output == "json":
+        echo_json(found.to_json())
+        return
+    console().print(report(found))
 
 
 @click.command()

@@ -17,6 +17,7 @@ from planner.prices import limits, prices
 from planner.problem import Problem, memory_limit
 from planner.program import Program
 from planner.search import SearchResult, preference, search
+from planner.uncertainty import throughput_range
 from simulator.errors import InfeasibleError, InputError, PlannerError
 from simulator.hardware import TierName
 from simulator.simulate import simulate
@@ -171,6 +172,7 @@ def _assemble(request: Request, result: SearchResult, tried: list[Evaluated], be
         layout=placed.layout,
         layout_difference=placed.layout.difference(policy),
         predictions=best.prediction,
+        throughput_range=throughput_range(placed, problem.hardware, best.prediction.throughput_tok_s),
         bounds=certificate(problem, request.options, result, best),
         limits=limits(best.candidate.solution),
         memory=_memory(problem, best),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from planner.prices import Price
+from planner.uncertainty import Range
 from simulator.hardware import HardwareProfile, LaneName, SourceKind, TierName
 from simulator.layout import Layout
 from simulator.model import ModelSpec
@@ -75,7 +76,10 @@ class SearchStatistics(Record):
 
 
 class Plan(Record):
-    """Everything about a plan. Reads back from its JSON into an equal plan."""
+    """Everything about a plan. Reads back from its JSON into an equal plan.
+
+    ``throughput_range`` says how sure the predicted throughput is; None for profiles without intervals.
+    """
 
     schema_version: Literal[1] = 1
     planner_version: str
@@ -88,6 +92,7 @@ class Plan(Record):
     layout: Layout
     layout_difference: dict[str, float]
     predictions: Prediction
+    throughput_range: Range | None = None
     bounds: Bounds
     limits: dict[str, dict[str, float]]
     memory: dict[TierName, TierMemory]

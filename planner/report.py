@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.plan import Plan, TierMemory
+from planner.uncertainty import NOISE
 from simulator.hardware import LANES, TIERS
 from simulator.units import GB, GIB
 
@@ -71,13 +72,35 @@ def _section(title: str, body: RenderableType) -> list[RenderableType]:
 def _heading(plan: Plan) -> Text:
     work = plan.workload
     queue = "a long queue of prompts" if work.num_prompts is None else _count(work.num_prompts, "prompt")
+    sure = f", {_range(plan)} in 19 of 20 runs by the profile's intervals" if plan.throughput_range else ""
     return Text.assemble(
         (f"{plan.model.name} on {plan.hardware.name}", "bold"),
         f"   {queue}, {work.prompt_len} tokens in, {work.gen_len} out, runtime {plan.runtime.name}\n",
         (f"{plan.predictions.throughput_tok_s:.4g} tok/s", "bold green"),
-        f" simulated; at most {plan.bounds.lp_tok_s:.4g} by the placement program for this block, "
+        f" simulated{sure}; at most {plan.bounds.lp_tok_s:.4g} by the placement program for this block, "
         f"{plan.bounds.ceiling_tok_s:.4g} for any schedule whatsoever",
     )
+
+
+def _range(plan: Plan) -> str:
+    found = plan.throughput_range
+    return f"{found.low_tok_s:.4g} to {found.high_tok_s:.4g}" if found else ""
+
+
+def _constant(path: str) -> str:
+    """Name a constant of the profile as people do.
+
+    >>> _constant("operations.kernels.float16.qkv.flops"), _constant("capacities.cores.lanes.disk_read")
+    ('qkv flops', 'disk reads on cores')
+    """
+    if path == NOISE:
+        return "noise of the machine"
+    part, *keys = path.split(".")
+    if part == "operations":
+        return " ".join(keys[-2:]).replace("_", " ")
+    if part == "capacities" and keys[-1] in _LANE_WORDS:
+        return f"{_LANE_WORDS[keys[-1]]} on {keys[0]}"
+    return " ".join(_LANE_WORDS.get(key, key) for key in keys)
 
 
 def _count(number: int, noun: str) -> str:
@@ -150,6 +173,11 @@ def _expectations(plan: Plan) -> Table:
     seen, bounds = plan.predictions, plan.bounds
     table = _grid("left", "right", "left")
     table.add_row("throughput", f"{seen.throughput_tok_s:.4g} tok/s", "simulated, transfer by transfer")
+    if plan.throughput_range:
+        table.add_row("in 19 of 20 runs", f"{_range(plan)} tok/s", "by the profile's intervals")
+        mostly = ", ".join(_constant(cause.path) for cause in plan.throughput_range.mainly())
+        if mostly:
+            table.add_row("", "", f"mostly: {mostly}")
     gap = 100 * (bounds.lp_tok_s / seen.throughput_tok_s - 1)
     table.add_row(
         "program's answer", f"{bounds.lp_tok_s:.4g} tok/s", f"this block, perfect overlap: {gap:.1f} % above"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.calibrate_command import quieten_threads
 from planner.listings import FORMATS, echo_json
 from planner.plan import Plan, read_plan
 from planner.run_report import Report, Watch
@@ -147,10 +147,8 @@ def _open(folder: Path) -> Checkpoint:
     Raises:
         InputError: torch is not installed, or the checkpoint cannot be used.
     """
-    # A pool of threads that spins while it waits takes cores from the lanes that have work. OpenMP reads
-    # these when it is loaded, so they must be there before.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    # A pool of threads that spins while it waits takes cores from the lanes that have work.
+    quieten_threads()
     try:
         from executor.checkpoint import Checkpoint  # noqa: PLC0415 - planning does without torch
     except ModuleNotFoundError as error:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -120,11 +121,11 @@ class Engine(Record):
         for dtype, kernel in self.matmul.items():
             if dtype not in self.peak.flops:
                 raise ValueError(f"matmul.{dtype} has no peak; add peak.flops.{dtype}")
-            _below(f"matmul.{dtype}.flops", kernel.flops, self.peak.flops[dtype], FLOP_RATE.format)
-            _below(f"matmul.{dtype}.bandwidth", kernel.bandwidth, memory, BYTE_RATE.format)
+            below_peak(f"matmul.{dtype}.flops", kernel.flops, self.peak.flops[dtype], FLOP_RATE.format)
+            below_peak(f"matmul.{dtype}.bandwidth", kernel.bandwidth, memory, BYTE_RATE.format)
         for phase, kernel in (("prefill", self.attention.prefill), ("decode", self.attention.decode)):
-            _below(f"attention.{phase}.flops", kernel.flops, highest, FLOP_RATE.format)
-            _below(f"attention.{phase}.bandwidth", kernel.bandwidth, memory, BYTE_RATE.format)
+            below_peak(f"attention.{phase}.flops", kernel.flops, highest, FLOP_RATE.format)
+            below_peak(f"attention.{phase}.bandwidth", kernel.bandwidth, memory, BYTE_RATE.format)
         return self
 
     @model_validator(mode="after")
@@ -161,8 +162,8 @@ class HostLink(Record):
 
     @model_validator(mode="after")
     def _achieved_below_peak(self) -> Self:
-        _below("pinned.bandwidth", self.pinned.bandwidth, self.peak, BYTE_RATE.format)
-        _below("pageable.bandwidth", self.pageable.bandwidth, self.peak, BYTE_RATE.format)
+        below_peak("pinned.bandwidth", self.pinned.bandwidth, self.peak, BYTE_RATE.format)
+        below_peak("pageable.bandwidth", self.pageable.bandwidth, self.peak, BYTE_RATE.format)
         return self
 
 
@@ -183,7 +184,7 @@ class DiskLink(Record):
 
     @model_validator(mode="after")
     def _achieved_below_peak(self) -> Self:
-        _below("bandwidth", self.bandwidth, self.peak, BYTE_RATE.format)
+        below_peak("bandwidth", self.bandwidth, self.peak, BYTE_RATE.format)
         return self
 
 
@@ -271,7 +272,12 @@ class HardwareProfile(Record):
         return sorted({self.sources[name].kind for name in used})
 
 
-def _below(path: str, achieved: float, peak: float, show: Any) -> None:
+def below_peak(path: str, achieved: float, peak: float, show: Callable[[float], str]) -> None:
+    """Hold an achieved rate against its peak.
+
+    Raises:
+        ValueError: it is higher; the message names the path.
+    """
     if achieved > peak:
         raise ValueError(f"{path}: the achieved {show(achieved)} exceeds the peak {show(peak)}; lower it")
 

@@ -8,10 +8,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from simulator.calibration import Operations
 from simulator.errors import InputError
-from simulator.hardware import HardwareProfile
+from simulator.hardware import DType, Engine, HardwareProfile, LaneName, below_peak
+from simulator.kernels import Roofline
+from simulator.operations import OP, OPERATIONS, Operation
 from simulator.schema import YAMLFault, decode, parse_yaml, read_yaml
-from simulator.units import one_line, shortened
+from simulator.units import BYTE_RATE, FLOP_RATE, one_line, shortened
+
+_KERNELS = [each.name for each in OPERATIONS if each.cost in ("matmul", "attention", "prompt_attention")]
+_TRANSFERS = [each.name for each in OPERATIONS if each.cost != "none" and each.name not in _KERNELS]
 
 
 def shipped_profiles() -> list[str]:
@@ -53,7 +59,7 @@ def load_profile(name: str, overrides: tuple[str, ...] = ()) -> HardwareProfile:
     data = read_yaml(find_profile(name))
     for override in overrides:
         data = _override(data, override)
-    return decode(HardwareProfile, data, "hardware")
+    return decode_profile(data)
 
 
 def override_profile(profile: HardwareProfile, overrides: tuple[str, ...]) -> HardwareProfile:
@@ -65,7 +71,79 @@ def override_profile(profile: HardwareProfile, overrides: tuple[str, ...]) -> Ha
     data = profile.model_dump(mode="json", exclude_none=True)
     for override in overrides:
         data = _override(data, override)
-    return decode(HardwareProfile, data, "hardware") if overrides else profile
+    return decode_profile(data) if overrides else profile
+
+
+def decode_profile(data: object, where: str = "hardware") -> HardwareProfile:
+    """Build a profile from plain data, measured operations checked too; ``where`` names it in errors.
+
+    Raises:
+        InputError: something is wrong; the message names its path.
+    """
+    profile = decode(HardwareProfile, data, where)
+    if profile.operations is not None:
+        try:
+            _check_operations(profile, profile.operations)
+        except ValueError as error:
+            raise InputError(one_line(f"{where}.operations.{error}")) from None
+    return profile
+
+
+def _check_operations(profile: HardwareProfile, measured: Operations) -> None:
+    """Check what the records cannot: they do not know the operations, whose module imports theirs.
+
+    Raises:
+        ValueError: an operation is unknown, its engine does not compute in that type, or it beats a peak.
+    """
+    for dtype, kernels in measured.kernels.items():
+        for name, kernel in kernels.items():
+            path = f"kernels.{dtype}.{name}"
+            operation = _known(path, name, _KERNELS)
+            _check_kernel(path, kernel, _engine(profile, operation), dtype)
+    for name, transfer in measured.transfers.items():
+        operation = _known(f"transfers.{name}", name, _TRANSFERS)
+        if name == "load_weights" and profile.unified_memory:
+            continue  # handed over, not copied: no link limits it
+        peak = _moving_peak(profile, operation)
+        below_peak(f"transfers.{name}.bandwidth", transfer.bandwidth, peak, BYTE_RATE.format)
+
+
+def _known(path: str, name: str, known: list[str]) -> Operation:
+    if name in known:
+        return OPERATIONS[OP[name]]
+    if name in _KERNELS:
+        raise ValueError(f"{path}: a kernel; it belongs under kernels and the number type")
+    if name in _TRANSFERS:
+        raise ValueError(f"{path}: a copy or conversion; it belongs under transfers")
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    raise ValueError(f"{path}: unknown operation; {hint}")
+
+
+def _check_kernel(path: str, kernel: Roofline, engine: Engine, dtype: DType) -> None:
+    if dtype not in engine.matmul:
+        have = ", ".join(engine.matmul)
+        raise ValueError(f"{path}: {engine.name} has no matmul in {dtype}, only in {have}; move it there")
+    below_peak(f"{path}.flops", kernel.flops, engine.peak.flops[dtype], FLOP_RATE.format)
+    below_peak(f"{path}.bandwidth", kernel.bandwidth, engine.peak.memory_bandwidth, BYTE_RATE.format)
+
+
+def _engine(profile: HardwareProfile, operation: Operation) -> Engine:
+    return profile.engines["cpu" if operation.lane == "cpu" else "gpu"]
+
+
+def _moving_peak(profile: HardwareProfile, operation: Operation) -> float:
+    """Give the limit of a copy or conversion: of the link, or of the memory beside the engine. [B/s]"""
+    if operation.cost != "copy":
+        return _engine(profile, operation).peak.memory_bandwidth
+    links = profile.links
+    peaks: dict[LaneName, float] = {
+        "h2d": links.h2d.peak,
+        "d2h": links.d2h.peak,
+        "disk_read": links.disk_read.peak,
+        "disk_write": max(links.disk_write.peak, links.disk_write.cached or 0.0),
+    }
+    return peaks[operation.lane]
 
 
 def _override(data: dict[str, Any], override: str) -> dict[str, Any]:

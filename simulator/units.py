@@ -106,6 +106,7 @@ Seconds = Annotated[float, BeforeValidator(DURATION.parse), PlainSerializer(DURA
 Watts = Annotated[float, BeforeValidator(POWER.parse), PlainSerializer(POWER.format)]
 PricePerHour = Annotated[float, BeforeValidator(PRICE.parse), PlainSerializer(PRICE.format)]
 
+KIB = 2.0**10
 GIB = 2.0**30
 GB = 1e9
 TFLOP = 1e12

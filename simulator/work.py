@@ -8,7 +8,7 @@ variables left open; the schedule evaluates the same forms at a layout.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from simulator.operations import BLOCK_STAGES, IntArray, LinearStage
 from simulator.policy import (
     ACTIVATIONS_OFF_GPU,
     ACTIVATIONS_ON_DISK,
-    ALWAYS,
     CACHE_OFF_GPU,
     CACHE_ON_CPU_ENGINE,
     CACHE_ON_DISK,
@@ -33,37 +32,9 @@ from simulator.policy import (
     FloatArray,
 )
 from simulator.runtime import Runtime, TensorClass
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one operation does for C kinds of cells: affine forms in the placement, and counts of kernels.
-
-    Attributes:
-        flops: affine form. [C, len(PLACEMENT)]
-        bytes: affine form; of a copy what crosses the link, of a kernel what it moves in its engine's
-            memory. [C, len(PLACEMENT)]
-        kernels: launches, or copies. [C]
-        steps: inner dimensions of all kernels together: k of a matrix product, the tokens of attention. [C]
-        blocks: affine form: attention blocks, one for each sequence and key-value head (of a prompt, head
-            and tile of tokens); of a copy its pieces, where they are many. [C, len(PLACEMENT)]
-    """
-
-    flops: FloatArray
-    bytes: FloatArray
-    kernels: FloatArray
-    steps: FloatArray
-    blocks: FloatArray
-
-    def __add__(self, other: Work) -> Work:
-        """Do both, one after the other."""
-        return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
-
-    def times(self, count: FloatArray) -> Work:
-        """Do it so many times in each kind of cell. [C]"""
-        forms = (self.flops, self.bytes, self.blocks)
-        flops, bytes_, blocks = (form * count[:, None] for form in forms)
-        return Work(flops, bytes_, self.kernels * count, self.steps * count, blocks)
+from simulator.units import KIB
+from simulator.work_forms import Work as Work  # noqa: PLC0414 - what this module gives
+from simulator.work_forms import form, pieces
 
 
 @dataclass(frozen=True)
@@ -89,8 +60,8 @@ def layer_work(model: ModelSpec, shape: Shape, runtime: Runtime, kind: CellKind)
     tensors = float(len(layer_tensors(model, runtime, kind)))
     mapped = runtime.disk_io == "mapped"
 
-    def of(form: FloatArray) -> Work:
-        return _form(bytes_=np.full(1, size), kernels=tensors, over=form)
+    def of(share: FloatArray) -> Work:
+        return form(bytes_=np.full(1, size), kernels=tensors, over=share)
 
     work = {"read_weights": of(DISK_WEIGHTS), "load_weights": of(CPU_WEIGHTS if mapped else STREAMED_WEIGHTS)}
     if mapped:
@@ -121,29 +92,13 @@ def cell_work(model: ModelSpec, shape: Shape, runtime: Runtime, cells: Cells) ->
     if shape.weight_bits < 16:
         sizes = [expanded_bytes(model, runtime, kind) for kind in WORKING]
         expanded = sum(size * _marks(cells, kind) for kind, size in zip(WORKING, sizes, strict=True))
-        work["dequantize_weights"] = _form(bytes_=expanded, kernels=np.sign(expanded))
+        work["dequantize_weights"] = form(bytes_=expanded, kernels=np.sign(expanded))
     return work
 
 
 def _marks(cells: Cells, *kinds: CellKind) -> FloatArray:
     """Mark the cells of some kinds with 1. [C]"""
     return np.isin(cells.kind, kinds).astype(float)
-
-
-def _form(
-    flops: FloatArray | float = 0.0,
-    bytes_: FloatArray | float = 0.0,
-    kernels: FloatArray | float = 1.0,
-    over: FloatArray = ALWAYS,
-    *,
-    steps: FloatArray | float = 0.0,
-    blocks: FloatArray | float = 0.0,
-) -> Work:
-    """Spread work that is proportional to one indicator form: [C] becomes [C, len(PLACEMENT)]."""
-    flops, bytes_, kernels, steps, blocks = np.broadcast_arrays(
-        *(np.asarray(each, float) for each in (flops, bytes_, kernels, steps, blocks))
-    )
-    return Work(flops[:, None] * over, bytes_[:, None] * over, kernels, steps, blocks[:, None] * over)
 
 
 def _activation_work(model: ModelSpec, runtime: Runtime, cells: Cells, tokens: FloatArray) -> dict[str, Work]:
@@ -153,16 +108,15 @@ def _activation_work(model: ModelSpec, runtime: Runtime, cells: Cells, tokens: F
     inward = size * (tokens * (1 - embed - head) + cells.sequences * head)
     outward = size * tokens * (1 - head)
     rows = size * tokens * embed * (not runtime.loads_embeddings)
-    pieces = cells.sequences * (1 - embed)  # the disk has a page of each sequence, and a row of each token
+    inner, outer = cells.sequences * (1 - embed), cells.sequences * (1 - head)
+    on_disk = ACTIVATIONS_ON_DISK  # a page for each sequence there, copied one by one
     return {
-        "read_activations": _form(bytes_=inward, over=ACTIVATIONS_ON_DISK, blocks=pieces),
-        "load_activations": _form(bytes_=inward, over=ACTIVATIONS_OFF_GPU),
-        "store_activations": _form(bytes_=outward, over=ACTIVATIONS_OFF_GPU),
-        "write_activations": _form(
-            bytes_=outward, over=ACTIVATIONS_ON_DISK, blocks=cells.sequences * (1 - head)
-        ),
-        "read_embeddings": _form(bytes_=rows, over=DISK_WEIGHTS, blocks=rows / model.hidden_bytes),
-        "load_embeddings": _form(bytes_=rows, over=STREAMED_WEIGHTS),
+        "read_activations": form(bytes_=inward, over=on_disk, blocks=inner),
+        "load_activations": form(bytes_=inward, over=ACTIVATIONS_OFF_GPU) + pieces(inner, on_disk),
+        "store_activations": form(bytes_=outward, over=ACTIVATIONS_OFF_GPU) + pieces(outer, on_disk),
+        "write_activations": form(bytes_=outward, over=on_disk, blocks=outer),
+        "read_embeddings": form(bytes_=rows, over=DISK_WEIGHTS, blocks=rows / model.hidden_bytes),
+        "load_embeddings": form(bytes_=rows, over=STREAMED_WEIGHTS),
     }
 
 
@@ -180,30 +134,33 @@ def _matmul_work(model: ModelSpec, cells: Cells, tokens: FloatArray) -> dict[str
         "qkv": qkv.times(block + _marks(cells, CellKind.ATTENTION)),
         "project": project.times(_marks(cells, CellKind.ATTENTION)),
         "mlp": (project + mlp).times(block) + mlp.times(_marks(cells, CellKind.MLP)),
-        "head": _form(
+        "head": form(
             flops=cells.sequences * head * model.linear_flops("head"),
             bytes_=head * (head_bytes + cells.sequences * (model.hidden_bytes + model.logits_bytes)),
             kernels=2 * head,
             steps=_depth(head_weights) * head,
+            blocks=head * cells.sequences * model.logits_bytes / KIB,
         ),
-        "embed": _form(bytes_=2 * model.hidden_bytes * tokens * embed, kernels=2 * embed),
+        "embed": form(bytes_=2 * model.hidden_bytes * tokens * embed, kernels=2 * embed),
     }
 
 
 def _linear_work(model: ModelSpec, tokens: FloatArray, stage: LinearStage) -> Work:
     """Matrix products of one stage: weights read, states read and written, one kernel a matrix."""
     hidden = model.hidden_bytes
-    traffic = {
+    states = {
         "qkv": hidden + model.qkv_bytes,
         "project": model.query_bytes + hidden,
         "mlp": 2 * hidden + 2 * model.ffn_bytes,
     }
+    traffic = tokens * states[stage]
     weights = [weight for weight in model.layer_weights() if weight.stage == stage]
-    return _form(
+    return form(
         flops=tokens * model.linear_flops(stage),
-        bytes_=model.weight_bytes(weights) + tokens * traffic[stage],
+        bytes_=model.weight_bytes(weights) + traffic,
         kernels=float(sum(weight.is_matrix for weight in weights) + (stage != "project")),
         steps=_depth(weights),
+        blocks=traffic / KIB,
     )
 
 
@@ -220,25 +177,25 @@ def _cache_work(
     cached_tokens: FloatArray,
     decode: FloatArray,
 ) -> dict[str, Work]:
-    """Keys and values to and from their home, queries and outputs of CPU attention, conversions."""
+    """Keys and values to and from home, queries and outputs of CPU attention, conversions."""
     stored = model.kv_bytes(shape.cache_bits, shape.quant_group)
     full = model.kv_bytes_per_token
     copies = 1.0 if runtime.page_tokens else 2.0  # contiguous keys and values are tensors of their own
     new, old = copies * np.sign(new_tokens), copies * np.sign(cached_tokens)
     query = model.query_bytes * new_tokens * decode
     work = {
-        "store_cache": _form(bytes_=stored * new_tokens, kernels=new, over=CACHE_OFF_GPU),
-        "write_cache": _form(bytes_=stored * new_tokens, kernels=new, over=CACHE_ON_DISK),
-        "read_cache": _form(bytes_=stored * cached_tokens, kernels=old, over=CACHE_ON_DISK),
-        "load_cache": _form(bytes_=stored * cached_tokens, kernels=old, over=CACHE_STREAMED),
-        "store_query": _form(bytes_=query, over=CACHE_ON_CPU_ENGINE),
-        "load_output": _form(bytes_=query, over=CACHE_ON_CPU_ENGINE),
+        "store_cache": form(bytes_=stored * new_tokens, kernels=new, over=CACHE_OFF_GPU),
+        "write_cache": form(bytes_=stored * new_tokens, kernels=new, over=CACHE_ON_DISK),
+        "read_cache": form(bytes_=stored * cached_tokens, kernels=old, over=CACHE_ON_DISK),
+        "load_cache": form(bytes_=stored * cached_tokens, kernels=old, over=CACHE_STREAMED),
+        "store_query": form(bytes_=query, over=CACHE_ON_CPU_ENGINE),
+        "load_output": form(bytes_=query, over=CACHE_ON_CPU_ENGINE),
     }
     if shape.cache_bits < 16:
         expanded = full * cached_tokens
-        work["quantize_cache"] = _form(bytes_=full * new_tokens)
-        work["dequantize_cache"] = _form(bytes_=expanded, over=CACHE_ON_GPU_ENGINE)
-        work["dequantize_cache_cpu"] = _form(bytes_=expanded, over=CACHE_ON_CPU_ENGINE)
+        work["quantize_cache"] = form(bytes_=full * new_tokens)
+        work["dequantize_cache"] = form(bytes_=expanded, over=CACHE_ON_GPU_ENGINE)
+        work["dequantize_cache_cpu"] = form(bytes_=expanded, over=CACHE_ON_CPU_ENGINE)
     return work
 
 
@@ -249,9 +206,9 @@ def _host_work(
     stored = model.kv_bytes(shape.cache_bits, shape.quant_group)
     work = {}
     if staged(runtime, shape, "cache"):
-        work["stage_cache"] = _form(bytes_=stored * cached_tokens, over=CPU_CACHE_ON_GPU_ENGINE)
+        work["stage_cache"] = form(bytes_=stored * cached_tokens, over=CPU_CACHE_ON_GPU_ENGINE)
     if runtime.cpu_attention_dtype == "float32":
-        work["expand_cache"] = _form(
+        work["expand_cache"] = form(
             bytes_=model.kv_bytes_per_token * cached_tokens, over=CPU_CACHE_ON_CPU_ENGINE
         )
     return work
@@ -275,7 +232,7 @@ def _attention_work(
     steps = cells.cached + cells.new
     tiles = cells.sequences * model.num_heads * np.ceil(cells.new / PROMPT_TILE)
     heads = cells.sequences * model.num_kv_heads
-    on_gpu = _form(
+    on_gpu = form(
         one_token,
         (own + cached) * decode,
         decode,
@@ -284,11 +241,11 @@ def _attention_work(
         blocks=heads * decode,
     )
     return {
-        "attend_prompt": _form(
+        "attend_prompt": form(
             flops * prompt, (own + scores) * prompt, prompt, steps=steps * prompt, blocks=tiles * prompt
         ),
         "attend": on_gpu,
-        "attend_cpu": _form(
+        "attend_cpu": form(
             one_token,
             wide * (own + cached) * decode,
             decode,

@@ -85,10 +85,11 @@ OPTIONAL = {
     ("cost", "rent"),
     ("cost", "power"),
     ("capacities",),
+    ("unified_memory",),
     *(
         (*path, key)
         for path in GROUPS
-        for key in ("reserve", "pinnable", "latency", "sharpness", "url", "date", *FURTHER_RATES)
+        for key in ("reserve", "pinnable", "latency", "piece", "sharpness", "url", "date", *FURTHER_RATES)
     ),
     *((*path, key) for path in [("capacities", "dram", "lanes")] for key in at(DATA, path)),
     ("engines", "gpu", "matmul", "float32"),

@@ -1,0 +1,237 @@
+"""From fits to a hardware profile: every constant in its place, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from executor.contention import Shares
+from executor.fit import Fit
+from executor.observe import Kind
+from simulator.errors import InputError
+from simulator.hardware import HardwareProfile
+from simulator.operations import OP, OPERATIONS
+from simulator.profiles import decode_profile
+from simulator.units import BYTE_RATE, BYTES, DURATION, FLOP_RATE
+
+_SOURCE = "calibration"
+_DIGITS = 4
+_FORMATS = {
+    "flops": FLOP_RATE.format,
+    "bandwidth": BYTE_RATE.format,
+    "latency": DURATION.format,
+    "piece": DURATION.format,
+    "grain": BYTES.format,
+}
+#: Operations without which no plan can be predicted.
+NEEDED = ("qkv", "mlp", "head", "attend_prompt", "attend", "attend_cpu", "load_cache", "store_cache")
+_DISK = ("read_weights", "write_cache")
+
+
+@dataclass(frozen=True)
+class Memories:
+    """The memories of the machine, and what does not belong to plans. [B]"""
+
+    gpu: float
+    cpu: float
+    disk: float
+    gpu_reserve: float
+    cpu_reserve: float
+    unified: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was found out about a machine.
+
+    Attributes:
+        name: of the profile.
+        description: the machine in a sentence.
+        gpu: what plays the GPU's part.
+        cpu: the processor.
+        fits: by operation and number type.
+        pageable: copies from and to memory that is not pinned: to the GPU, and back.
+        shares: what lanes draw of one thing, and its name.
+        memories: sizes.
+        calibration: how all was measured, without intervals and residuals.
+    """
+
+    name: str
+    description: str
+    gpu: str
+    cpu: str
+    fits: Mapping[Kind, Fit]
+    pageable: Mapping[str, Fit]
+    shares: tuple[str, str, Shares]
+    memories: Memories
+    calibration: Mapping[str, Any]
+
+
+def profile_of(found: Measured) -> HardwareProfile:
+    """Write a profile.
+
+    Raises:
+        InputError: an operation was not measured that plans need.
+    """
+    missing = [name for name in (*NEEDED, *_DISK) if not any(kind[0] == name for kind in found.fits)]
+    if missing:
+        raise InputError(
+            f"calibrate: {missing[0]} was not measured; measure with `planner calibrate` as it is"
+        )
+    kernels: dict[str, dict[str, Any]] = {}
+    transfers: dict[str, Any] = {}
+    for (name, dtype), fitted in found.fits.items():
+        if dtype:
+            kernels.setdefault(dtype, {})[name] = kernel(fitted, _fastest(found, dtype))
+        else:
+            transfers[name] = transfer(fitted)
+    data = {
+        "schema_version": 1,
+        "name": found.name,
+        "description": found.description,
+        "tiers": _tiers(found.memories),
+        "engines": _engines(found, kernels, transfers),
+        "links": _links(found, transfers),
+        "capacities": _capacities(found),
+        "unified_memory": found.memories.unified,
+        "operations": {"runtime": "reference", "kernels": kernels, "transfers": transfers},
+        "calibration": {**found.calibration, "intervals": _intervals(found), "residuals": _residuals(found)},
+        "sources": {
+            _SOURCE: {"kind": "measured", "title": "planner calibrate", "date": found.calibration["date"]},
+            "machine": {"kind": "measured", "title": "What the operating system reports"},
+            "highest": {"kind": "measured", "title": "The highest rate measured; no datasheet was read"},
+        },
+    }
+    return decode_profile(data, "calibrate")
+
+
+def text(name: str, value: float) -> Any:
+    """Write a constant with its unit, to four digits."""
+    rounded = float(f"{value:.{_DIGITS}g}")
+    return _FORMATS[name](rounded) if name in _FORMATS else rounded
+
+
+def kernel(fitted: Fit, fastest: float) -> dict[str, Any]:
+    """Write the constants of a kernel; FLOPs that nothing was seen to depend on take the fastest rate."""
+    values = {name: value for name, value in fitted.constants.items() if name != "grain" or value > 0}
+    values["flops"] = min(values["flops"], fastest)
+    return {name: text(name, value) for name, value in values.items()} | {"source": _SOURCE}
+
+
+def transfer(fitted: Fit) -> dict[str, Any]:
+    """Write the constants of a copy."""
+    return {name: text(name, value) for name, value in fitted.constants.items()} | {"source": _SOURCE}
+
+
+def _fastest(found: Measured, dtype: str) -> float:
+    """Give the highest rate of matrix products of a type. [FLOP/s]"""
+    rates = [
+        fitted.constants["flops"] * (1 + fitted.intervals["flops"].high)
+        for (name, own), fitted in found.fits.items()
+        if own == dtype and name in ("qkv", "mlp", "head") and "flops" in fitted.intervals
+    ]
+    return max(rates, default=1e12)
+
+
+def _highest(found: Measured, lanes: tuple[str, ...], kernels: bool) -> str:
+    """Give the highest byte rate of kernels, or of copies, on some lanes, intervals included."""
+    rates = [
+        fitted.constants["bandwidth"] * (1 + fitted.intervals["bandwidth"].high)
+        for (name, dtype), fitted in found.fits.items()
+        if OPERATIONS[OP[name]].lane in lanes and bool(dtype) == kernels and "bandwidth" in fitted.intervals
+        if not (found.memories.unified and name == "load_weights")
+    ]
+    return str(text("bandwidth", max(rates) * 1.001))
+
+
+def _tiers(sizes: Memories) -> dict[str, Any]:
+    def tier(size: float, reserve: float) -> dict[str, str]:
+        whole, free = (BYTES.format(float(int(each) >> 20 << 20)) for each in (size, reserve))
+        return {"capacity": whole, "reserve": free, "source": "machine"}
+
+    return {
+        "gpu": tier(sizes.gpu, sizes.gpu_reserve),
+        "cpu": tier(sizes.cpu, sizes.cpu_reserve),
+        "disk": tier(sizes.disk, 0.0),
+    }
+
+
+def _engines(found: Measured, kernels: dict[str, Any], transfers: dict[str, Any]) -> dict[str, Any]:
+    """Describe engines by their chief kernels, for engines other than this project's own."""
+    flops = {dtype: text("flops", _fastest(found, dtype)) for dtype in kernels}
+    first = next(iter(kernels.values()))
+
+    def conversion(dequantize: str, quantize: str) -> dict[str, Any]:
+        rate = transfers.get(dequantize, transfers["load_cache"])["bandwidth"]
+        back = transfers.get(quantize, {"bandwidth": rate})["bandwidth"]
+        return {"dequantize": rate, "quantize": back, "source": _SOURCE}
+
+    def engine(
+        name: str, decode_kernel: str, lanes: tuple[str, ...], converts: tuple[str, str]
+    ) -> dict[str, Any]:
+        return {
+            "name": name,
+            "peak": {"flops": flops, "memory_bandwidth": _highest(found, lanes, True), "source": "highest"},
+            "matmul": {dtype: each["mlp"] for dtype, each in kernels.items()},
+            "attention": {"prefill": first["attend_prompt"], "decode": first[decode_kernel]},
+            "conversion": conversion(*converts),
+        }
+
+    same = ("gpu", "cpu")
+    return {
+        "gpu": engine(found.gpu, "attend", same, ("dequantize_cache", "quantize_cache")),
+        "cpu": engine(found.cpu, "attend_cpu", same, ("dequantize_cache_cpu", "quantize_cache")),
+    }
+
+
+def _links(found: Measured, transfers: dict[str, Any]) -> dict[str, Any]:
+    unified = found.memories.unified
+    inward = transfers["load_cache" if unified else "load_weights"]
+    outward = transfers["store_cache"]
+    slow = {name: transfer(fitted) for name, fitted in found.pageable.items()}
+
+    def disk(lane: str, rate: dict[str, Any]) -> dict[str, Any]:
+        return {"peak": _highest(found, (lane,), False), **{k: v for k, v in rate.items() if k != "piece"}}
+
+    def host(lane: str, pinned: dict[str, Any], pageable: dict[str, Any]) -> dict[str, Any]:
+        return {"peak": _highest(found, (lane,), False), "pinned": pinned, "pageable": pageable}
+
+    return {
+        "h2d": host("h2d", inward, slow.get("load_weights", inward)),
+        "d2h": host("d2h", outward, slow.get("store_cache", outward)),
+        "disk_read": disk("disk_read", transfers["read_weights"]),
+        "disk_write": disk("disk_write", transfers["write_cache"]),
+    }
+
+
+def _capacities(found: Measured) -> dict[str, Any]:
+    name, whole, shares = found.shares
+    if not shares:
+        return {}
+    lanes = {whole: 1.0} | {lane: round(share, _DIGITS) for lane, (share, _) in shares.items()}
+    return {name: {"share": 1.0, "lanes": lanes, "source": _SOURCE}}
+
+
+def _intervals(found: Measured) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for (name, dtype), fitted in found.fits.items():
+        base = f"operations.kernels.{dtype}.{name}" if dtype else f"operations.transfers.{name}"
+        paths |= {f"{base}.{constant}": each for constant, each in fitted.intervals.items()}
+    capacity, _, shares = found.shares
+    paths |= {f"capacities.{capacity}.lanes.{lane}": interval for lane, (_, interval) in shares.items()}
+    return {
+        path: {key: round(value, _DIGITS) for key, value in each.model_dump().items()}
+        for path, each in paths.items()
+    }
+
+
+def _residuals(found: Measured) -> dict[str, Any]:
+    return {
+        f"{name} {dtype}".strip(): {
+            "tasks": fitted.residual.tasks,
+            "median": round(fitted.residual.median, _DIGITS),
+            "ninth": round(fitted.residual.ninth, _DIGITS),
+        }
+        for (name, dtype), fitted in found.fits.items()
+    }

@@ -1,0 +1,195 @@
+"""Correcting a profile by what real runs took: the level of every operation, as far as the traces are surer.
+
+A trace of a run says how much longer each operation took than the profile expects, what runs beside it
+counted in. Each run is one opinion. It and the profile's own are weighed by their variances, and the interval
+becomes that of both together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from executor.observe import Kind, Run, busy_beside, tasks_of
+from simulator.calibration import Calibration, Operations
+from simulator.cost import Rates
+from simulator.errors import InputError
+from simulator.hardware import LANES, DType, HardwareProfile
+from simulator.operations import OP, OPERATIONS
+from simulator.policy import FloatArray
+from simulator.profiles import decode_profile
+from simulator.runtime import load_runtime
+from simulator.trace import Trace
+from simulator.units import BYTE_RATE, DURATION, FLOP_RATE
+
+_NORMAL = 1.96
+_WIDE = 1.645  # standard errors in half of the central 90 %
+_LEAST = 0.01  # a spread below this is not believed: runs of a day have more in common than runs of a year
+_RATES, _TIMES = ("flops", "bandwidth"), ("latency", "piece")
+_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Correction:
+    """How an operation's times change.
+
+    Attributes:
+        runs: that say something of it.
+        measured: over expected, the mean over runs.
+        factor: by which its times are multiplied.
+        sure: by which its intervals are.
+    """
+
+    runs: int
+    measured: float
+    factor: float
+    sure: float
+
+
+def runs_of(traces: Mapping[str, Trace]) -> list[Run]:
+    """Take the runs that traces are of.
+
+    Args:
+        traces: by their path.
+
+    Raises:
+        InputError: one is no measured trace of this executor, or its texts were not all of the plan's length.
+    """
+    found = []
+    for path, trace in traces.items():
+        about = trace.metadata
+        if about.get("kind") != "measured" or "dtype" not in about:
+            raise InputError(f"{path}: not a measured trace; give one that `planner run --trace` wrote")
+        if about.get("full_length") != "yes":
+            raise InputError(
+                f"{path}: its texts were shorter than the plan's, so its work is not known; give a trace of "
+                "prompts of the plan's full length, none of which ends early"
+            )
+        found.append(Run(trace, about["dtype"]))
+    return found
+
+
+def refine(profile: HardwareProfile, runs: Sequence[Run], names: Sequence[str]) -> HardwareProfile:
+    """Correct the measured operations of a profile.
+
+    Args:
+        profile: a calibrated one.
+        runs: of the same machine.
+        names: of their traces, to be kept in the profile.
+
+    Raises:
+        InputError: the profile holds no measured operations.
+    """
+    if profile.operations is None or profile.calibration is None:
+        raise InputError(f"{profile.name}: not a calibrated profile; make one with `planner calibrate --out`")
+    found = corrections(profile, runs)
+    data = profile.model_dump(mode="json", exclude_none=True)
+    for (name, dtype), correction in found.items():
+        held = profile.operations.kernels.get(_dtype(dtype), {}) if dtype else profile.operations.transfers
+        place = data["operations"]["kernels"][dtype] if dtype else data["operations"]["transfers"]
+        place[name] |= _scaled(held[name], correction.factor)
+        for path, interval in data["calibration"]["intervals"].items():
+            if path.startswith(_path(name, dtype)):
+                interval["low"] = round(interval["low"] * correction.sure, _DIGITS)
+                interval["high"] = round(interval["high"] * correction.sure, _DIGITS)
+    data["calibration"]["refined"] = [*profile.calibration.refined, *names]
+    return decode_profile(data, "calibrate")
+
+
+def corrections(profile: HardwareProfile, runs: Sequence[Run]) -> dict[Kind, Correction]:
+    """Work out how the times of each operation change."""
+    assert profile.operations is not None
+    assert profile.calibration is not None
+    found = {}
+    for kind in _kinds(profile.operations):
+        opinions = [value for run in runs for value in _opinion(profile, run, kind)]
+        if not opinions:
+            continue
+        prior = _variance(profile.calibration, kind)
+        own = (profile.calibration.noise / _WIDE) ** 2
+        between = float(np.var(opinions, ddof=1)) if len(opinions) > 1 else own
+        variance = max(between, _LEAST**2) / len(opinions)
+        weight = prior / (prior + variance)
+        mean = float(np.mean(opinions))
+        found[kind] = Correction(
+            len(opinions), math.exp(mean), math.exp(weight * mean), math.sqrt(variance / (prior + variance))
+        )
+    return found
+
+
+def _kinds(operations: Operations) -> Iterator[Kind]:
+    for dtype, kernels in operations.kernels.items():
+        yield from ((name, dtype) for name in kernels)
+    yield from ((name, "") for name in operations.transfers)
+
+
+def _path(name: str, dtype: str) -> str:
+    return f"operations.kernels.{dtype}.{name}." if dtype else f"operations.transfers.{name}."
+
+
+def _variance(calibration: Calibration, kind: Kind) -> float:
+    """Give the variance of the level of an operation's times: that of its surest rate. [of logarithms]"""
+    path = _path(*kind)
+    widths = [
+        (one.high - one.low) / 2
+        for name, one in calibration.intervals.items()
+        if name.startswith(path) and name.rpartition(".")[2] in _RATES
+    ]
+    width = min(widths) if widths else 1.0
+    return max((width / _NORMAL) ** 2, _LEAST**2)
+
+
+def _opinion(profile: HardwareProfile, run: Run, kind: Kind) -> Iterator[float]:
+    """Give the logarithm of measured over expected time of an operation in a run, if it occurs."""
+    name = kind[0]
+    operation, tasks = OPERATIONS[OP[name]], tasks_of(run, kind)
+    rates = Rates(profile, load_runtime("reference"), _dtype(run.dtype))
+    if len(tasks) == 0 or rates.hands_over(operation):
+        return
+    trace = run.trace
+    work = (getattr(trace, column)[tasks] for column in ("flops", "bytes", "kernels", "steps", "blocks"))
+    alone = rates.seconds(operation, *work)
+    expected = alone * slower(profile, trace, tasks)
+    took = (trace.end - trace.start)[tasks]
+    # The median over tasks of a size, so that a stall does not count for all; large tasks count for more.
+    sizes, place = np.unique(np.round(alone, 9), return_inverse=True)
+    ratio = [
+        float(np.median(took[place == number] / expected[place == number])) for number in range(len(sizes))
+    ]
+    weight = np.bincount(place, alone)
+    yield float(np.log(np.average(ratio, weights=weight)))
+
+
+def slower(profile: HardwareProfile, trace: Trace, tasks: Any) -> FloatArray:
+    """Give how many times as long tasks of a lane take for what runs beside them, by what lanes share."""
+    beside = busy_beside(trace)[tasks]
+    lane = LANES[trace.lane[tasks[0]]]
+    factor = np.ones(len(tasks))
+    for capacity in profile.capacities.values():
+        own = capacity.lanes.get(lane, 0.0)
+        if capacity.share is None or not own:
+            continue
+        for index, other in enumerate(LANES):
+            theirs = capacity.lanes.get(other, 0.0) if other != lane else 0.0
+            if own + theirs > capacity.share:
+                left = max(capacity.share / 2, capacity.share - theirs) if theirs else capacity.share
+                factor += beside[:, index] * max(0.0, own / left - 1.0)
+    return factor
+
+
+def _scaled(held: Any, factor: float) -> dict[str, str]:
+    """Write the constants of times that are multiplied."""
+    show = {"flops": FLOP_RATE.format, "bandwidth": BYTE_RATE.format}
+    changed = {name: (show[name], getattr(held, name) / factor) for name in _RATES if hasattr(held, name)}
+    changed |= {
+        name: (DURATION.format, getattr(held, name) * factor) for name in _TIMES if getattr(held, name, 0.0)
+    }
+    return {name: write(float(f"{value:.{_DIGITS}g}")) for name, (write, value) in changed.items()}
+
+
+def _dtype(name: str) -> DType:
+    return name  # type: ignore[return-value] # a key of the profile, or of a trace of this executor

@@ -1,0 +1,62 @@
+"""Work as affine forms in the placement: what an operation does for kinds of cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from simulator.policy import ALWAYS, FloatArray
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one operation does for C kinds of cells: affine forms in the placement, and counts of kernels.
+
+    Attributes:
+        flops: affine form. [C, len(PLACEMENT)]
+        bytes: affine form; of a copy what crosses the link, of a kernel what it moves in its engine's
+            memory. [C, len(PLACEMENT)]
+        kernels: launches, or copies. [C]
+        steps: inner dimensions of all kernels together: k of a matrix product, the tokens of attention. [C]
+        blocks: affine form: attention blocks, one for each sequence and key-value head (of a prompt, head
+            and tile of tokens); of a copy its pieces, where they are many; of matrix products the KiB of
+            states that are read and written. [C, len(PLACEMENT)]
+    """
+
+    flops: FloatArray
+    bytes: FloatArray
+    kernels: FloatArray
+    steps: FloatArray
+    blocks: FloatArray
+
+    def __add__(self, other: Work) -> Work:
+        """Do both, one after the other."""
+        return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+    def times(self, count: FloatArray) -> Work:
+        """Do it so many times in each kind of cell. [C]"""
+        forms = (self.flops, self.bytes, self.blocks)
+        flops, bytes_, blocks = (form * count[:, None] for form in forms)
+        return Work(flops, bytes_, self.kernels * count, self.steps * count, blocks)
+
+
+def form(
+    flops: FloatArray | float = 0.0,
+    bytes_: FloatArray | float = 0.0,
+    kernels: FloatArray | float = 1.0,
+    over: FloatArray = ALWAYS,
+    *,
+    steps: FloatArray | float = 0.0,
+    blocks: FloatArray | float = 0.0,
+) -> Work:
+    """Spread work that is proportional to one indicator form: [C] becomes [C, len(PLACEMENT)]."""
+    flops, bytes_, kernels, steps, blocks = np.broadcast_arrays(
+        *(np.asarray(each, float) for each in (flops, bytes_, kernels, steps, blocks))
+    )
+    return Work(flops[:, None] * over, bytes_[:, None] * over, kernels, steps, blocks[:, None] * over)
+
+
+def pieces(count: FloatArray, over: FloatArray) -> Work:
+    """Count separate runs of bytes of copies that are described elsewhere."""
+    return form(kernels=0.0, over=over, blocks=count)
