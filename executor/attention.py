@@ -65,8 +65,8 @@ def _sparse(
     queries: torch.Tensor, pieces: Sequence[Pair], hidden: torch.Tensor | None, top: float
 ) -> torch.Tensor:
     """Weigh all rows by their keys, and sum the values of the heaviest only, with the weights they have."""
-    keys = torch.cat([piece[0] for piece in pieces]).transpose(0, 1)
-    values = torch.cat([piece[1] for piece in pieces]).transpose(0, 1)
+    keys, values = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces, strict=True))
+    keys, values = keys.transpose(0, 1), values.transpose(0, 1)
     scores = (queries @ keys.transpose(1, 2)).float() * queries.shape[-1] ** -0.5
     if hidden is not None:
         scores = scores.masked_fill(hidden[:, None], float("-inf"))

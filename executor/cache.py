@@ -51,7 +51,7 @@ class Home:
         return self.tables[rows.group, rows.layer].segments(rows.first, rows.stop, self.pool.page_rows)
 
     def records(self, rows: Rows) -> list[torch.Tensor]:
-        """Look at rows in memory: uint8 [S,R], in as many pieces as there are runs of pages."""
+        """Look at rows in memory: uint8 [S,R], in as many pieces as there are runs of pages: mostly one."""
         assert self.memory is not None
         return [self.memory[one.at : one.at + one.rows] for one in self.segments(rows)]
 
@@ -84,6 +84,8 @@ class CacheStore:
         self, homes: list[Home], slots: list[torch.Tensor], new: list[torch.Tensor], rows: int
     ) -> None:
         self.homes = homes
+        for home in homes:
+            home.pool.divide(rows)
         self._new = new
         streamed = [home for home in homes if home.share.tier != "gpu" and home.share.engine == "gpu"]
         self._slots = [dict(zip(streamed, _tables(slot, streamed, rows), strict=True)) for slot in slots]

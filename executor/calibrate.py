@@ -18,16 +18,15 @@ import torch
 
 from executor.checkpoint import Checkpoint
 from executor.contention import Shares, shares
-from executor.fit import ATTENTION, LOOKUP, MATMUL, TRANSFER, Fit, Form, fit
-from executor.observe import Kind, Run, alone, tasks
+from executor.fit import Fit
+from executor.fits import alone_seconds, fit_all
+from executor.observe import Kind, Run
 from executor.probe import REFERENCE, Probe, pageable, quick, run_probe
 from executor.probe_models import SHAPES, make_checkpoint
 from executor.profile_of import Measured, Memories, profile_of
 from simulator.calibration import Mode
 from simulator.errors import InputError
 from simulator.hardware import HardwareProfile, LaneName
-from simulator.operations import OP, OPERATIONS
-from simulator.policy import FloatArray
 from simulator.runtime import load_runtime
 
 _ROUNDS: Mapping[Mode, int] = {"quick": 1, "thorough": 4}
@@ -35,7 +34,6 @@ _REFERENCES = 5  # times that the reference probe is run, the first and the last
 _OWN = 0.75 * 2**30  # bytes that Python and torch take beside the plan's memory
 _GPU_OWN = 1.5 * 2**30  # bytes that CUDA, its kernels and torch's allocator take
 _SPLIT = (0.65, 0.25)  # of a memory that is both tiers: for the GPU's and the CPU's
-_FORMS = {"matmul": MATMUL, "attention": ATTENTION, "prompt_attention": ATTENTION}
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def measure(options: Options) -> Session:
         order.append(probe)
         if number % every == every - 1:
             order.append(REFERENCE)
-    with tempfile.TemporaryDirectory(prefix="planner-calibrate-", dir=_folder(options.disk)) as folder:
+    with tempfile.TemporaryDirectory(prefix="planner-calibrate-", dir=options.disk) as folder:
         total = len(SHAPES) + len(order) + 1
         checkpoints: dict[str, Checkpoint] = {}
         for number, (name, shape) in enumerate(SHAPES.items()):
@@ -118,7 +116,7 @@ def measure(options: Options) -> Session:
     return Session(runs, [float(run.trace.end.max()) for probe, run in runs if probe == REFERENCE])
 
 
-def _folder(disk: Path) -> Path:
+def check_disk(disk: Path) -> None:
     """Check the folder to measure on.
 
     Raises:
@@ -132,32 +130,10 @@ def _folder(disk: Path) -> Path:
         raise InputError(
             f"--disk {disk}: {free / 1e9:.1f} GB are free and {need / 1e9:.0f} GB are needed; free some"
         )
-    return disk
 
 
 def _copies(probe: Probe) -> bool:
     return not probe.overlap and (probe.homes.weights.cpu > 0 or probe.homes.cache.cpu > 0)
-
-
-def form_of(name: str) -> Form:
-    """Give what is fitted to an operation."""
-    return LOOKUP if name == "embed" else _FORMS.get(OPERATIONS[OP[name]].cost, TRANSFER)
-
-
-def fit_all(runs: Sequence[tuple[Probe, Run]]) -> dict[Kind, Fit]:
-    """Fit every operation to tasks that had the machine to themselves, kernels to those without pauses."""
-    copies = {kind: seen for kind, seen in alone(run for _, run in runs).items() if not kind[1]}
-    kernels = {kind: seen for kind, seen in alone(run for one, run in runs if one.steady).items() if kind[1]}
-    return {kind: fit(kind[0], form_of(kind[0]), seen) for kind, seen in (kernels | copies).items()}
-
-
-def alone_seconds(runs: Sequence[Run], fits: Mapping[Kind, Fit]) -> dict[Kind, FloatArray]:
-    """Give the time that each task would take alone, by operation, of all runs in order. [s]"""
-    found = {}
-    for kind, fitted in fits.items():
-        parts = [form_of(kind[0]).formula(tasks(run, kind), fitted.constants) for run in runs]
-        found[kind] = np.concatenate(parts) if parts else np.zeros(0)
-    return found
 
 
 def shared(runs: Sequence[Run], fits: Mapping[Kind, Fit], device: str) -> tuple[str, str, Shares]:
@@ -169,27 +145,25 @@ def shared(runs: Sequence[Run], fits: Mapping[Kind, Fit], device: str) -> tuple[
 
 def fitted_profile(session: Session, options: Options) -> HardwareProfile:
     """Fit all that was measured."""
-    pinned = [(probe, run) for probe, run in session.runs if probe.pinned and not probe.overlap]
+    pinned = [(probe, run) for probe, run in session.runs if probe.pinned]
     slow = [(probe, run) for probe, run in session.runs if not probe.pinned]
-    fits = fit_all(pinned)
+    fits, undetermined = fit_all(pinned)
     names = ("load_weights", "store_cache")
-    pageable_fits = (
-        {kind[0]: each for kind, each in fit_all(slow).items() if kind[0] in names} if slow else {}
-    )
+    pageable_fits = {kind[0]: each for kind, each in fit_all(slow)[0].items() if kind[0] in names}
     overlapped = [run for probe, run in session.runs if probe.overlap]
     memories = memories_of(options)
     gpu, cpu = engine_names(options.device)
     return profile_of(
         Measured(
             name=options.name,
-            description=f"{gpu}, measured where it runs; the disk is that of the folder given.",
+            description=f"{gpu}, measured by planner calibrate with the disk that it was given.",
             gpu=gpu,
             cpu=cpu,
             fits=fits,
             pageable=pageable_fits,
             shares=shared(overlapped, fits, options.device),
             memories=memories,
-            calibration=about(session, options),
+            calibration=about(session, options) | {"undetermined": undetermined},
         )
     )
 

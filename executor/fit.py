@@ -7,7 +7,7 @@ not determine is left at the value without effect, where there is one, and refus
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,11 +46,13 @@ class Form:
         formula: seconds of observations by constants.
         names: of the constants.
         neutral: constants that can be left out, and the values without effect.
+        fixed: constants that are not fitted.
     """
 
     formula: Formula
     names: tuple[str, ...]
     neutral: Mapping[str, float]
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ MATMUL = Form(
     ("flops", "bandwidth", "latency", "sharpness", "grain"),
     {"latency": 0.0, "sharpness": 1.0, "grain": 0.0},
 )
-ATTENTION = Form(
+ATTENTION = Form(  # softmax and products take turns, so that times add up
     kernel_seconds,
     ("flops", "bandwidth", "latency", "grain"),
     {"flops": 1e15, "latency": 0.0, "grain": 0.0},
+    {"sharpness": 1.0},
 )
-LOOKUP = Form(kernel_seconds, ("bandwidth", "latency"), {"latency": 0.0})
+LOOKUP = Form(kernel_seconds, ("bandwidth", "latency"), {"latency": 0.0}, {"sharpness": 1.0, "flops": 1e15})
 TRANSFER = Form(transfer_seconds, ("bandwidth", "latency", "piece"), {"latency": 0.0, "piece": 0.0})
 
 
@@ -106,22 +109,24 @@ def fit(name: str, form: Form, seen: Observations) -> Fit:
             f"calibrate: {name}: {len(seen)} kinds of tasks in {len(np.unique(seen.run))} runs do not "
             f"determine {', '.join(form.names)}; give more traces, or measure with `planner calibrate`"
         )
-    fixed = {"sharpness": 4.0} if form is ATTENTION else {}
-    fixed |= {"sharpness": 1.0, "flops": 1e15} if form is LOOKUP else {}
+    fixed = dict(form.fixed)
     names = [one for one in form.names if one != "piece" or seen.blocks.any()]
     while True:
         values, errors, residuals = _solve(form, seen, names, fixed)
         unsure = [one for one, error in zip(names, errors, strict=True) if error > _UNSURE]
         if not unsure:
             break
-        dropped = next((one for one in reversed(form.names) if one in unsure and one in form.neutral), None)
+        neutral = dict(form.neutral)
+        if "piece" in names:  # of many small pieces the bytes may not matter
+            neutral["bandwidth"] = _LIMITS["bandwidth"][1]
+        dropped = next((one for one in reversed(form.names) if one in unsure and one in neutral), None)
         if dropped is None:
             raise InputError(
                 f"calibrate: {name}: the measurements do not determine its {unsure[0]}; measure longer with "
                 "--thorough"
             )
         names = [one for one in names if one != dropped]
-        fixed[dropped] = form.neutral[dropped]
+        fixed[dropped] = neutral[dropped]
     spread = float(np.median(np.abs(np.expm1(residuals))))
     intervals = {
         one: Interval(
@@ -143,13 +148,18 @@ def _solve(
     low, high = (np.log([_LIMITS[name][index] for name in names]) for index in (0, 1))
     log_measured = np.log(seen.seconds)
 
+    weight = 1.0 / np.sqrt(seen.times_seen)
+
     def residuals(logs: FloatArray) -> FloatArray:
         constants = dict(fixed) | dict(zip(names, np.exp(logs).tolist(), strict=True))
         return np.log(form.formula(seen, constants)) - log_measured
 
+    def weighted(logs: FloatArray) -> FloatArray:
+        return residuals(logs) * weight
+
     start = np.clip(np.log([_guess(name, seen) for name in names]), low + 1e-6, high - 1e-6)
     for scale in (_LOOSE, _TIGHT):
-        found = least_squares(residuals, start, bounds=(low, high), loss="soft_l1", f_scale=scale)
+        found = least_squares(weighted, start, bounds=(low, high), loss="soft_l1", f_scale=scale)
         start = np.clip(found.x, low + 1e-9, high - 1e-9)
     return np.exp(found.x), _errors(residuals, found.x, seen), residuals(found.x)
 
@@ -185,8 +195,3 @@ def _errors(
     errors = np.sqrt(np.maximum(np.diag(together), np.diag(single)))
     without = np.sqrt((slopes**2).sum(axis=0)) < 1e-6 * np.sqrt(len(left))  # no effect at all
     return np.where(without, np.inf, errors)
-
-
-def scaled(seen: Observations, factor: FloatArray) -> Observations:
-    """Change the measured times."""
-    return replace(seen, seconds=seen.seconds * factor)

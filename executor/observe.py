@@ -16,13 +16,15 @@ from simulator.trace import Trace
 WORK = ("flops", "bytes", "kernels", "steps", "blocks")
 _QUIET = 0.05  # share of a task's time in which other lanes may work for it to count as alone
 
+_DISK = [LANES.index("disk_read"), LANES.index("disk_write")]
+
 #: Operation and number type; copies are alike for all types.
 Kind = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Observations:
-    """N tasks of one operation, or kinds of tasks with the median of their times.
+    """N tasks of one operation, or kinds of tasks with the mean of their times.
 
     Attributes:
         flops: work. [N] [FLOP]
@@ -51,13 +53,29 @@ class Observations:
         """The columns that say how much there is to do."""
         return self.flops, self.bytes, self.kernels, self.steps, self.blocks
 
+    @property
+    def times_seen(self) -> FloatArray:
+        """Count for each kind in how many runs there is one with the same work. [N]"""
+        keys = np.stack([np.round(column, 3) for column in self.work], axis=1)
+        _, place, count = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+        return np.asarray(count[place.ravel()], dtype=float)
+
     def gathered(self) -> Observations:
-        """Put tasks of a run with equal work together, with the median of their times."""
+        """Put tasks of a run with equal work together, with the mean of their times.
+
+        The mean, because it is what sums up: a task that stalls now and then costs what it costs on average.
+        The first of a kind is left out where there are others: kernels are prepared for a new size once.
+        """
         keys = np.stack([*(np.round(column, 3) for column in self.work), self.run], axis=1)
         kinds, place = np.unique(keys, axis=0, return_inverse=True)
         place = place.ravel()
-        seconds = [float(np.median(self.seconds[place == number])) for number in range(len(kinds))]
+        seconds = [_later_mean(self.seconds[place == number]) for number in range(len(kinds))]
         return observations(kinds[:, :-1].T, np.array(seconds), kinds[:, -1])
+
+
+def _later_mean(seconds: FloatArray) -> float:
+    """Average all but the first, if there are others."""
+    return float(np.mean(seconds[1:] if len(seconds) > 1 else seconds))
 
 
 def observations(work: Iterable[FloatArray], seconds: FloatArray, run: FloatArray) -> Observations:
@@ -100,11 +118,16 @@ def _worked(at: FloatArray, start: FloatArray, worked: FloatArray) -> FloatArray
 
 
 def alone(runs: Iterable[Run]) -> dict[Kind, Observations]:
-    """Gather the tasks that had the machine to themselves, by operation and number type."""
+    """Gather the tasks that had what they use to themselves, by operation and number type.
+
+    The disk is not slower while others compute; what computes is slower while the disk is read.
+    """
     parts: dict[Kind, list[FloatArray]] = {}
     for number, run in enumerate(runs):
         trace = run.trace
-        quiet = busy_beside(trace).sum(axis=1) < _QUIET
+        beside = busy_beside(trace)
+        disk = np.isin(trace.lane, _DISK)
+        quiet = np.where(disk, beside[:, _DISK].sum(axis=1), beside.sum(axis=1)) < _QUIET
         for code in np.unique(trace.operation).tolist():
             operation = OPERATIONS[code]
             chosen = quiet & (trace.operation == code) & (trace.kernels > 0)

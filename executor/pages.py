@@ -43,17 +43,28 @@ class Table:
 
 
 class PagePool:
-    """The free pages of a pool; neighbours are given out where there are any.
+    """The free pages of a pool, given out so that a table's pages are neighbours where there is room.
+
+    The pool is divided into stripes, each long enough for the longest table. A new table begins a stripe of
+    which no page is taken, if there is one, and grows within it. Nothing is reserved: a pool may have fewer
+    pages than stripes for all tables would need, and a table without one takes what is free elsewhere.
 
     Args:
         name: for messages.
-        pages: how many there are.
+        pages: how many there are; one stripe, unless `divide` says otherwise.
         page_rows: tokens of a page.
     """
 
     def __init__(self, name: str, pages: int, page_rows: int) -> None:
         self.name, self.pages, self.page_rows = name, pages, page_rows
-        self._free = [(0, pages)] if pages else []  # runs as (first, count), in order
+        self._free = bytearray(b"\1" * pages)  # 1 for every page that is free
+        self.divide(pages * page_rows)
+
+    def divide(self, rows: int) -> None:
+        """Make stripes for tables of ``rows`` tokens at most; pages left over are a shorter one."""
+        self._stripe = max(1, -(-rows // self.page_rows))
+        starts = range(0, self.pages, self._stripe)
+        self._left = [self._free.count(1, start, start + self._stripe) for start in starts]
 
     def grow(self, table: Table, rows: int) -> None:
         """Give a table pages enough for ``rows`` tokens.
@@ -61,11 +72,11 @@ class PagePool:
         Raises:
             PlannerError: no page is free; the plan promised that there would be.
         """
-        missing = -(-rows // self.page_rows) - len(table.pages)
-        while missing > 0:
-            first, count = self._run(missing, table.pages[-1] + 1 if table.pages else -1)
-            table.pages += range(first, first + count)
-            missing -= count
+        for missing in range(-(-rows // self.page_rows) - len(table.pages), 0, -1):
+            page = self._choose(table.pages, missing)
+            self._free[page] = 0
+            self._left[page // self._stripe] -= 1
+            table.pages.append(page)
 
     def release(self, table: Table) -> None:
         """Take all pages of a table back, once.
@@ -76,31 +87,26 @@ class PagePool:
         if table.released:
             return
         table.released = True
-        runs = sorted([*self._free, *((page, 1) for page in table.pages)])
-        merged: list[tuple[int, int]] = []
-        for first, count in runs:
-            if merged and sum(merged[-1]) == first:
-                merged[-1] = (merged[-1][0], merged[-1][1] + count)
-            else:
-                merged.append((first, count))
-        self._free = merged
+        for page in table.pages:
+            self._free[page] = 1
+            self._left[page // self._stripe] += 1
 
-    def _run(self, wanted: int, after: int) -> tuple[int, int]:
-        """Take the pages behind ``after``, or the shortest run that is long enough, or the longest."""
-        if not self._free:
+    def _choose(self, pages: list[int], missing: int) -> int:
+        """Find a free page for a table: the next one of its stripe, or one of the stripe with most left.
+
+        Of that stripe's longest run a new table takes the first page, to have room behind it; one that grows
+        begins as near the end as its missing pages allow, which whoever grows into the run reaches last.
+        """
+        if pages:
+            after = pages[-1] + 1
+            if after % self._stripe and self._free.startswith(b"\1", after):
+                return after
+        most = max(self._left, default=0)
+        if not most:
             raise PlannerError(
                 f"internal error: no page of the {self.name} cache is free ({self.pages} in all)"
             )
-        runs = self._free
-        index = next((i for i, (first, _) in enumerate(runs) if first == after), None)
-        if index is None:
-            enough = [i for i, (_, count) in enumerate(runs) if count >= wanted]
-            index = (
-                min(enough, key=lambda i: runs[i][1])
-                if enough
-                else max(range(len(runs)), key=lambda i: runs[i][1])
-            )
-        first, count = runs[index]
-        taken = min(wanted, count)
-        runs[index : index + 1] = [(first + taken, count - taken)] if count > taken else []
-        return first, taken
+        start = self._left.index(most) * self._stripe
+        run = max(self._free[start : start + self._stripe].split(b"\0"), key=len)
+        first = self._free.index(run, start)
+        return first + max(0, len(run) - missing) if pages else first

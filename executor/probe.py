@@ -18,6 +18,7 @@ from executor.checkpoint import Checkpoint
 from executor.observe import Run
 from executor.sampling import Request
 from simulator.layout import Placed, lay_out
+from simulator.model import ModelSpec
 from simulator.policy import Bits, CpuAttention, Policy, Split
 from simulator.runtime import Runtime
 from simulator.workload import Workload
@@ -98,32 +99,30 @@ class Probe:
             pinned=self.pinned,
         )
 
-    def placed(self, checkpoint: Checkpoint, runtime: Runtime) -> Placed:
+    def placed(self, model: ModelSpec, runtime: Runtime) -> Placed:
         """Lay it out."""
         block = self.batch * self.groups
         workload = Workload(prompt_len=self.prompt_len, gen_len=self.gen_len, num_prompts=block)
-        return lay_out(checkpoint.model, runtime, workload, self.policy())
+        return lay_out(model, runtime, workload, self.policy())
 
 
 def run_probe(
     probe: Probe, checkpoint: Checkpoint, runtime: Runtime, device: torch.device, scratch: Path
 ) -> Run:
     """Run a probe and give what was measured."""
-    placed = probe.placed(checkpoint, runtime)
-    trace = run_fully(placed, checkpoint, device, scratch).trace
-    return Run(trace, placed.model.dtype)
-
-
-def run_fully(placed: Placed, checkpoint: Checkpoint, device: torch.device, scratch: Path) -> engine.Outcome:
-    """Run a layout on random prompts of its full length, none of which ends early."""
-    work = placed.workload
-    assert work.num_prompts is not None
-    numbers = np.random.default_rng(0).integers(
-        placed.model.vocab_size, size=(work.num_prompts, work.prompt_len)
-    )
-    requests = [Request(tuple(row), work.gen_len, stop=frozenset()) for row in numbers.tolist()]
+    placed = probe.placed(checkpoint.model, runtime)
+    requests = full_requests(placed.workload, placed.model)
     nobody = engine.Listener(lambda _index, _result: None)
-    return engine.execute(placed, checkpoint, requests, device, scratch, listener=nobody)
+    outcome = engine.execute(placed, checkpoint, requests, device, scratch, listener=nobody)
+    return Run(outcome.trace, placed.model.dtype)
+
+
+def full_requests(workload: Workload, model: ModelSpec) -> list[Request]:
+    """Make random prompts of a workload's full length, none of whose texts ends early."""
+    assert workload.num_prompts is not None
+    shape = (workload.num_prompts, workload.prompt_len)
+    numbers = np.random.default_rng(0).integers(model.vocab_size, size=shape)
+    return [Request(tuple(row), workload.gen_len, stop=frozenset()) for row in numbers.tolist()]
 
 
 #: Run first, now and then between the others, and last: how steady the machine is.
@@ -140,6 +139,10 @@ _OUTSIDE = (
     *(("narrow", 100, 10), ("wide", 8, 60)),
 )
 _QUANTISED = (("middle", 2, 64), ("middle", 16, 60), ("narrow", 24, 100), ("narrow", 4, 30))
+_BESIDE_READS = (
+    *(("middle", 96, 8, 6, 2), ("middle", 64, 24, 5, 3), ("middle", 10, 24, 6, 6), ("middle", 24, 16, 6, 4)),
+    ("narrow", 64, 24, 6, 3),
+)
 
 
 def quick() -> Iterator[Probe]:
@@ -168,9 +171,8 @@ def overlapping() -> Iterator[Probe]:
 
     After a pause kernels are slower: caches have been used by others, and threads and clocks must wake up.
     """
-    yield Probe("middle", 96, 8, 7, 2, WEIGHTS_ON_DISK, overlap=True)
-    yield Probe("middle", 64, 24, 5, 3, WEIGHTS_ON_DISK, overlap=True)
-    yield Probe("narrow", 64, 24, 6, 3, WEIGHTS_ON_DISK, overlap=True)
+    for model, batch, prompt_len, gen_len, groups in _BESIDE_READS:
+        yield Probe(model, batch, prompt_len, gen_len, groups, WEIGHTS_ON_DISK, overlap=True)
     for homes in (STREAMED_CACHE, CPU_ATTENTION, CACHE_ON_DISK):
         yield Probe("middle", 16, 64, 8, 3, homes, overlap=True)
     yield Probe("narrow", 12, 200, 8, 3, CPU_ATTENTION, overlap=True)

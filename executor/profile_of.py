@@ -25,8 +25,10 @@ _FORMATS = {
     "grain": BYTES.format,
 }
 #: Operations without which no plan can be predicted.
-NEEDED = ("qkv", "mlp", "head", "attend_prompt", "attend", "attend_cpu", "load_cache", "store_cache")
-_DISK = ("read_weights", "write_cache")
+NEEDED = (
+    *("qkv", "mlp", "head", "attend_prompt", "attend", "attend_cpu"),
+    *("load_cache", "store_cache", "read_weights", "write_cache"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def profile_of(found: Measured) -> HardwareProfile:
     Raises:
         InputError: an operation was not measured that plans need.
     """
-    missing = [name for name in (*NEEDED, *_DISK) if not any(kind[0] == name for kind in found.fits)]
+    missing = [name for name in NEEDED if not any(kind[0] == name for kind in found.fits)]
     if missing:
         raise InputError(
             f"calibrate: {missing[0]} was not measured; measure with `planner calibrate` as it is"
@@ -85,7 +87,7 @@ def profile_of(found: Measured) -> HardwareProfile:
         if dtype:
             kernels.setdefault(dtype, {})[name] = kernel(fitted, _fastest(found, dtype))
         else:
-            transfers[name] = transfer(fitted)
+            transfers[name] = transfer(fitted, _most(found, (OPERATIONS[OP[name]].lane,), kernels=False))
     data = {
         "schema_version": 1,
         "name": found.name,
@@ -119,9 +121,12 @@ def kernel(fitted: Fit, fastest: float) -> dict[str, Any]:
     return {name: text(name, value) for name, value in values.items()} | {"source": _SOURCE}
 
 
-def transfer(fitted: Fit) -> dict[str, Any]:
-    """Write the constants of a copy."""
-    return {name: text(name, value) for name, value in fitted.constants.items()} | {"source": _SOURCE}
+def transfer(fitted: Fit, most: float) -> dict[str, Any]:
+    """Write the constants of a copy; a rate that nothing was seen to depend on is that of its lane."""
+    values = dict(fitted.constants)
+    if "bandwidth" not in fitted.intervals:
+        values["bandwidth"] = min(values["bandwidth"], most)
+    return {name: text(name, value) for name, value in values.items()} | {"source": _SOURCE}
 
 
 def _fastest(found: Measured, dtype: str) -> float:
@@ -134,15 +139,20 @@ def _fastest(found: Measured, dtype: str) -> float:
     return max(rates, default=1e12)
 
 
-def _highest(found: Measured, lanes: tuple[str, ...], kernels: bool) -> str:
-    """Give the highest byte rate of kernels, or of copies, on some lanes, intervals included."""
+def _most(found: Measured, lanes: tuple[str, ...], *, kernels: bool) -> float:
+    """Give the highest byte rate of kernels, or of copies, on some lanes, intervals included. [B/s]"""
     rates = [
         fitted.constants["bandwidth"] * (1 + fitted.intervals["bandwidth"].high)
         for (name, dtype), fitted in found.fits.items()
         if OPERATIONS[OP[name]].lane in lanes and bool(dtype) == kernels and "bandwidth" in fitted.intervals
         if not (found.memories.unified and name == "load_weights")
     ]
-    return str(text("bandwidth", max(rates) * 1.001))
+    return max(rates, default=1e9)
+
+
+def _highest(found: Measured, lanes: tuple[str, ...], *, kernels: bool) -> str:
+    """Write the highest byte rate of some lanes, as their peak."""
+    return str(text("bandwidth", 1.001 * _most(found, lanes, kernels=kernels)))
 
 
 def _tiers(sizes: Memories) -> dict[str, Any]:
@@ -172,7 +182,11 @@ def _engines(found: Measured, kernels: dict[str, Any], transfers: dict[str, Any]
     ) -> dict[str, Any]:
         return {
             "name": name,
-            "peak": {"flops": flops, "memory_bandwidth": _highest(found, lanes, True), "source": "highest"},
+            "peak": {
+                "flops": flops,
+                "memory_bandwidth": _highest(found, lanes, kernels=True),
+                "source": "highest",
+            },
             "matmul": {dtype: each["mlp"] for dtype, each in kernels.items()},
             "attention": {"prefill": first["attend_prompt"], "decode": first[decode_kernel]},
             "conversion": conversion(*converts),
@@ -189,13 +203,17 @@ def _links(found: Measured, transfers: dict[str, Any]) -> dict[str, Any]:
     unified = found.memories.unified
     inward = transfers["load_cache" if unified else "load_weights"]
     outward = transfers["store_cache"]
-    slow = {name: transfer(fitted) for name, fitted in found.pageable.items()}
+    most = _most(found, ("h2d", "d2h"), kernels=False)
+    slow = {name: transfer(fitted, most) for name, fitted in found.pageable.items()}
 
     def disk(lane: str, rate: dict[str, Any]) -> dict[str, Any]:
-        return {"peak": _highest(found, (lane,), False), **{k: v for k, v in rate.items() if k != "piece"}}
+        return {
+            "peak": _highest(found, (lane,), kernels=False),
+            **{k: v for k, v in rate.items() if k != "piece"},
+        }
 
     def host(lane: str, pinned: dict[str, Any], pageable: dict[str, Any]) -> dict[str, Any]:
-        return {"peak": _highest(found, (lane,), False), "pinned": pinned, "pageable": pageable}
+        return {"peak": _highest(found, (lane,), kernels=False), "pinned": pinned, "pageable": pageable}
 
     return {
         "h2d": host("h2d", inward, slow.get("load_weights", inward)),

@@ -88,11 +88,13 @@ def refine(profile: HardwareProfile, runs: Sequence[Run], names: Sequence[str]) 
         raise InputError(f"{profile.name}: not a calibrated profile; make one with `planner calibrate --out`")
     found = corrections(profile, runs)
     data = profile.model_dump(mode="json", exclude_none=True)
+    intervals = data["calibration"]["intervals"]
     for (name, dtype), correction in found.items():
         held = profile.operations.kernels.get(_dtype(dtype), {}) if dtype else profile.operations.transfers
         place = data["operations"]["kernels"][dtype] if dtype else data["operations"]["transfers"]
-        place[name] |= _scaled(held[name], correction.factor)
-        for path, interval in data["calibration"]["intervals"].items():
+        fitted = {each.rpartition(".")[2] for each in intervals if each.startswith(_path(name, dtype))}
+        place[name] |= _scaled(held[name], correction.factor, fitted, _peaks(profile, name, dtype))
+        for path, interval in intervals.items():
             if path.startswith(_path(name, dtype)):
                 interval["low"] = round(interval["low"] * correction.sure, _DIGITS)
                 interval["high"] = round(interval["high"] * correction.sure, _DIGITS)
@@ -181,14 +183,26 @@ def slower(profile: HardwareProfile, trace: Trace, tasks: Any) -> FloatArray:
     return factor
 
 
-def _scaled(held: Any, factor: float) -> dict[str, str]:
-    """Write the constants of times that are multiplied."""
+def _scaled(held: Any, factor: float, fitted: set[str], peaks: Mapping[str, float]) -> dict[str, str]:
+    """Write the fitted constants of times that are multiplied; no rate exceeds its peak."""
     show = {"flops": FLOP_RATE.format, "bandwidth": BYTE_RATE.format}
-    changed = {name: (show[name], getattr(held, name) / factor) for name in _RATES if hasattr(held, name)}
-    changed |= {
-        name: (DURATION.format, getattr(held, name) * factor) for name in _TIMES if getattr(held, name, 0.0)
+    changed = {
+        name: (show[name], min(getattr(held, name) / factor, peaks[name]))
+        for name in _RATES
+        if name in fitted
     }
+    changed |= {name: (DURATION.format, getattr(held, name) * factor) for name in _TIMES if name in fitted}
     return {name: write(float(f"{value:.{_DIGITS}g}")) for name, (write, value) in changed.items()}
+
+
+def _peaks(profile: HardwareProfile, name: str, dtype: str) -> dict[str, float]:
+    """Give the rates that an operation cannot exceed."""
+    lane = OPERATIONS[OP[name]].lane
+    if lane not in ("gpu", "cpu"):
+        return {"bandwidth": getattr(profile.links, lane).peak}
+    peak = profile.engines["cpu" if lane == "cpu" else "gpu"].peak
+    flops = peak.flops[_dtype(dtype)] if dtype else math.inf
+    return {"flops": flops, "bandwidth": peak.memory_bandwidth}
 
 
 def _dtype(name: str) -> DType:

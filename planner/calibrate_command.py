@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,13 +115,15 @@ def _measured(
     """Measure the machine."""
     quieten_threads()
     try:
-        import scipy.optimize  # noqa: F401, PLC0415 - needed at the end, and better missed now
-
-        from executor.calibrate import Options  # noqa: PLC0415 - planning does without torch
+        if find_spec("scipy") is None:  # needed at the end, and better missed now
+            raise ModuleNotFoundError("scipy", name="scipy")
+        from executor.calibrate import Options, check_disk  # noqa: PLC0415 - planning does without torch
         from executor.calibrate import calibrate as measure  # noqa: PLC0415
         from executor.prompts import choose_device  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise missing("calibrate", error) from None
+    check_disk(disk)
+    device = choose_device(device)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -139,13 +142,13 @@ def _measured(
         options: Options = Options(
             name=name,
             disk=disk,
-            device=choose_device(device),
+            device=device,
             mode="thorough" if thorough else "quick",
             dtype=dtype,
             progress=tell,
         )
         profile = measure(options)
-    return profile, _constants(profile)
+    return profile, constants(profile)
 
 
 def missing(command: str, error: ModuleNotFoundError) -> Exception:
@@ -177,7 +180,7 @@ def _refined(hardware: str, traces: tuple[Path, ...]) -> tuple[HardwareProfile, 
     return found, table
 
 
-def _constants(profile: HardwareProfile) -> Table:
+def constants(profile: HardwareProfile) -> Table:
     """List what was measured: every operation's rates, and how well they describe it."""
     assert profile.operations is not None
     assert profile.calibration is not None
@@ -212,4 +215,6 @@ def _tell(profile: HardwareProfile) -> None:
     ]
     click.echo("")
     click.echo(f"shared       {'; '.join(shared) or 'nothing that was seen'}")
+    if about.undetermined:
+        click.echo(f"left out     {', '.join(about.undetermined)}: not determined; rates of links stand in")
     click.echo(f"steadiness   drift {about.drift:+.1%}, noise {about.noise:.1%} of a probe's time")

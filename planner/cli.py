@@ -18,6 +18,7 @@ from planner.plan import read_plan
 from planner.plan_command import plan
 from planner.run_command import run
 from planner.validate import validate
+from planner.verify_command import verify
 from simulator.errors import PlannerError
 
 
@@ -61,7 +62,7 @@ def _one_line(text: str) -> str:
 
 @click.group(
     cls=_Group,
-    commands=[calibrate, compare, compare_traces, hardware, models, plan, run, runtimes, validate],
+    commands=[calibrate, compare, compare_traces, hardware, models, plan, run, runtimes, validate, verify],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

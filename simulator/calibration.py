@@ -84,6 +84,8 @@ class Calibration(Record):
             median: what all rates have in common that no constant explains.
         intervals: of fitted constants, by their path in the profile.
         residuals: of fits, by operation.
+        undetermined: operations whose rates the measurements did not determine; those of engines and links
+            stand in.
         refined: traces of real runs that rates were corrected from.
     """
 
@@ -95,6 +97,7 @@ class Calibration(Record):
     noise: Share
     intervals: dict[str, Interval]
     residuals: dict[str, Residual]
+    undetermined: tuple[str, ...] = ()
     refined: tuple[str, ...] = ()
 
     @model_validator(mode="after")

@@ -7,7 +7,15 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from executor.pages import PagePool, Segment, Table
 from simulator.errors import PlannerError
@@ -20,15 +28,20 @@ def pages_for(rows: int, page_rows: int) -> int:
     return -(-rows // page_rows)
 
 
-def runs(pages: list[int]) -> list[tuple[int, int]]:
-    """Give a sorted list of pages as runs of neighbours: first and count."""
-    found: list[tuple[int, int]] = []
-    for page in pages:
-        if found and sum(found[-1]) == page:
-            found[-1] = (found[-1][0], found[-1][1] + 1)
+def longest(pages: set[int]) -> list[list[int]]:
+    """Give the longest runs of neighbours among pages, in order."""
+    runs: list[list[int]] = []
+    for page in sorted(pages):
+        if runs and runs[-1][-1] + 1 == page:
+            runs[-1].append(page)
         else:
-            found.append((page, 1))
-    return found
+            runs.append([page])
+    return [run for run in runs if len(run) == max(map(len, runs))]
+
+
+def neighbours(table: Table) -> bool:
+    """Whether all pages of a table lie one behind the other."""
+    return all(two == one + 1 for one, two in pairwise(table.pages))
 
 
 class Pool(RuleBasedStateMachine):
@@ -39,9 +52,15 @@ class Pool(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.size, self.page_rows = 24, 3
+        self.size, self.page_rows, self.stripe = 24, 3, 24
         self.pool = PagePool("gpu", self.size, self.page_rows)
         self.live: list[Table] = []
+
+    @initialize(stripe=st.integers(1, 30))
+    def divide(self, stripe: int) -> None:
+        """Make stripes; the pool need not be a whole number of them, nor have one."""
+        self.stripe = stripe
+        self.pool.divide(stripe * self.page_rows)
 
     @property
     def free(self) -> list[int]:
@@ -64,21 +83,24 @@ class Pool(RuleBasedStateMachine):
         self.pool.grow(table, rows)
         assert table.pages[: len(before)] == before
         assert len(table.pages) == max(len(before), pages_for(rows, self.page_rows))
-        new = table.pages[len(before) :]
-        if new:
-            self._together(before, new, free)
+        self._in_their_places(before, table.pages[len(before) :], set(free))
 
-    def _together(self, before: list[int], new: list[int], free: list[int]) -> None:
-        """Check that pages are the next ones, else of the shortest run that is enough, or the longest."""
-        assert set(new) <= set(free)
-        counts = dict(runs(free))
-        if before and before[-1] + 1 in counts:
-            assert new[0] == before[-1] + 1
-        elif any(count >= len(new) for count in counts.values()):
-            assert new == list(range(new[0], new[0] + len(new)))
-            assert counts[new[0]] == min(count for count in counts.values() if count >= len(new))
-        else:
-            assert counts[new[0]] == max(counts.values())
+    def _in_their_places(self, before: list[int], new: list[int], free: set[int]) -> None:
+        """Check one page after the other: the neighbour in the stripe, else one where most is left."""
+        last = before[-1] if before else None
+        for number, page in enumerate(new):
+            assert page in free
+            if last is not None and last + 1 in free and (last + 1) % self.stripe:
+                assert page == last + 1
+            else:
+                starts = range(0, self.size, self.stripe)
+                stripes = [free.intersection(range(start, start + self.stripe)) for start in starts]
+                chosen = stripes[page // self.stripe]
+                assert len(chosen) == max(map(len, stripes))
+                missing = 0 if last is None else len(new) - number
+                assert page in [(run[-missing:] if missing else run)[0] for run in longest(chosen)]
+            last = page
+            free.remove(page)
 
     @precondition(lambda self: self.live)
     @rule(table=consumes(tables), target=ended)
@@ -110,16 +132,53 @@ class Pool(RuleBasedStateMachine):
         assert all(0 <= page < self.size for page in held)
 
     def teardown(self) -> None:
-        """Find every page again: one table can own all, in order."""
+        """Find every page again: stripes are whole, and one table after the other is a piece."""
         for table in self.live:
             self.pool.release(table)
-        everything = Table()
-        self.pool.grow(everything, self.size * self.page_rows)
-        assert everything.pages == list(range(self.size))
+        again = [Table() for _ in range(0, self.size, self.stripe)]
+        for number, table in enumerate(again):
+            self.pool.grow(table, min(self.stripe, self.size - number * self.stripe) * self.page_rows)
+        assert [page for table in again for page in table.pages] == list(range(self.size))
 
 
 TestPool = Pool.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 5), page_rows_of, st.data())
+def test_as_many_tables_as_stripes_are_pieces(
+    tables: int, stripe: int, over: int, page_rows: int, data: st.DataObject
+) -> None:
+    """Whoever finds a stripe stays in one piece, in any order of growing, ending and beginning again."""
+    pool = PagePool("cpu", tables * stripe + min(over, stripe - 1), page_rows)
+    pool.divide(stripe * page_rows)
+    live = [Table() for _ in range(tables)]
+    for number, pages in data.draw(
+        st.lists(st.tuples(st.integers(0, tables - 1), st.integers(0, stripe)), max_size=40)
+    ):
+        if pages <= len(live[number].pages):
+            pool.release(live[number])
+            live[number] = Table()
+        pool.grow(live[number], pages * page_rows)
+        assert neighbours(live[number])
+        assert not live[number].pages or live[number].pages[0] % stripe == 0
+
+
+@given(st.integers(1, 6), st.integers(1, 5), page_rows_of, st.data())
+def test_zig_zag_is_one_piece_a_table(tables: int, stripe: int, page_rows: int, data: st.DataObject) -> None:
+    """All tables grow to their full length, pass by pass, in a pool that they fill; block after block."""
+    pool, rows = PagePool("cpu", tables * stripe, page_rows), stripe * page_rows
+    pool.divide(data.draw(st.integers(rows - page_rows + 1, rows)))  # a last page need not be full
+    prompt = data.draw(st.integers(1, rows))
+    for _ in range(2):
+        block = [Table() for _ in range(tables)]
+        for done in range(prompt, rows + 1):
+            for table in data.draw(st.permutations(block)):
+                pool.grow(table, done)
+                assert [one.row for one in table.segments(0, done, page_rows)] == [0]
+        assert sorted(page for table in block for page in table.pages) == list(range(tables * stripe))
+        for table in data.draw(st.permutations(block)):
+            pool.release(table)
 
 
 @given(
@@ -165,23 +224,27 @@ def test_growing_alone_is_growing_at_once(pages: int, steps: list[int], page_row
 
 
 def test_by_hand() -> None:
-    """Pages of four rows: two groups side by side, a third that fills the gaps."""
-    pool = PagePool("gpu", 6, 4)
-    one, two, three = Table(), Table(), Table()
+    """Pages of four rows, stripes of three and one of two: two groups at home, and two guests."""
+    pool = PagePool("gpu", 8, 4)
+    pool.divide(12)
+    one, two, guest, last = (Table() for _ in range(4))
     pool.grow(one, 5)  # two pages
     pool.grow(two, 4)
-    pool.grow(one, 9)  # its neighbour is taken: the next free page
-    assert (one.pages, two.pages) == ([0, 1, 3], [2])
-    assert list(one.segments(0, 9, 4)) == [Segment(0, 0, 8), Segment(12, 8, 1)]
-    assert list(one.segments(6, 10, 4)) == [Segment(6, 6, 2), Segment(12, 8, 2)]
-    pool.release(two)
-    pool.grow(three, 4)  # the shortest run that is long enough
-    assert three.pages == [2]
-    pool.grow(three, 8)  # its neighbour is taken
-    assert list(three.segments(2, 7, 4)) == [Segment(10, 2, 2), Segment(16, 4, 3)]
+    pool.grow(one, 9)
+    assert (one.pages, two.pages) == ([0, 1, 2], [3])
+    pool.grow(guest, 4)  # no stripe is whole: of the two pages left in two's and in the last one, the first
+    assert guest.pages == [4]
+    pool.grow(guest, 8)
+    pool.grow(two, 8)  # its neighbour is taken: the last page of the short stripe
+    assert (two.pages, guest.pages) == ([3, 7], [4, 5])
+    assert list(two.segments(0, 8, 4)) == [Segment(12, 0, 4), Segment(28, 4, 4)]
+    assert list(guest.segments(2, 7, 4)) == [Segment(18, 2, 5)]
     pool.release(one)
-    pool.grow(three, 16)  # page 5 behind it, then page 3 alone rather than one of 0 and 1
-    assert three.pages == [2, 4, 5, 3]
+    pool.grow(guest, 16)  # two pages, of the whole stripe's end
+    assert guest.pages == [4, 5, 1, 2]
+    pool.release(guest)
+    pool.grow(last, 12)  # the stripe has all its pages again
+    assert last.pages == [0, 1, 2]
 
 
 def test_a_pool_without_pages() -> None:
