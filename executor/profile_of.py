@@ -85,7 +85,9 @@ def profile_of(found: Measured) -> HardwareProfile:
     transfers: dict[str, Any] = {}
     for (name, dtype), fitted in found.fits.items():
         if dtype:
-            kernels.setdefault(dtype, {})[name] = kernel(fitted, _fastest(found, dtype))
+            lane = OPERATIONS[OP[name]].lane
+            lanes = ("gpu", "cpu") if found.memories.unified else (lane,)
+            kernels.setdefault(dtype, {})[name] = kernel(fitted, _fastest(found, dtype, lanes))
         else:
             transfers[name] = transfer(fitted, _most(found, (OPERATIONS[OP[name]].lane,), kernels=False))
     data = {
@@ -129,12 +131,12 @@ def transfer(fitted: Fit, most: float) -> dict[str, Any]:
     return {name: text(name, value) for name, value in values.items()} | {"source": _SOURCE}
 
 
-def _fastest(found: Measured, dtype: str) -> float:
-    """Give the highest rate of matrix products of a type. [FLOP/s]"""
+def _fastest(found: Measured, dtype: str, lanes: tuple[str, ...]) -> float:
+    """Give the highest rate of the kernels of some lanes, intervals included. [FLOP/s]"""
     rates = [
         fitted.constants["flops"] * (1 + fitted.intervals["flops"].high)
         for (name, own), fitted in found.fits.items()
-        if own == dtype and name in ("qkv", "mlp", "head") and "flops" in fitted.intervals
+        if own == dtype and OPERATIONS[OP[name]].lane in lanes and "flops" in fitted.intervals
     ]
     return max(rates, default=1e12)
 
@@ -168,35 +170,44 @@ def _tiers(sizes: Memories) -> dict[str, Any]:
 
 
 def _engines(found: Measured, kernels: dict[str, Any], transfers: dict[str, Any]) -> dict[str, Any]:
-    """Describe engines by their chief kernels, for engines other than this project's own."""
-    flops = {dtype: text("flops", _fastest(found, dtype)) for dtype in kernels}
-    first = next(iter(kernels.values()))
+    """Describe engines by their chief kernels, for engines other than this project's own.
 
-    def conversion(dequantize: str, quantize: str) -> dict[str, Any]:
-        rate = transfers.get(dequantize, transfers["load_cache"])["bandwidth"]
-        back = transfers.get(quantize, {"bandwidth": rate})["bandwidth"]
-        return {"dequantize": rate, "quantize": back, "source": _SOURCE}
-
-    def engine(
-        name: str, decode_kernel: str, lanes: tuple[str, ...], converts: tuple[str, str]
-    ) -> dict[str, Any]:
-        return {
-            "name": name,
-            "peak": {
-                "flops": flops,
-                "memory_bandwidth": _highest(found, lanes, kernels=True),
-                "source": "highest",
-            },
-            "matmul": {dtype: each["mlp"] for dtype, each in kernels.items()},
-            "attention": {"prefill": first["attend_prompt"], "decode": first[decode_kernel]},
-            "conversion": conversion(*converts),
-        }
-
-    same = ("gpu", "cpu")
+    A processor beside a GPU computes nothing but attention, so that this stands for all its kernels.
+    """
+    together = found.memories.unified
+    products = ("mlp", "attend_prompt")
+    both = ("gpu", "cpu")
+    gpu = _engine(found, kernels, (*products, "attend"), both if together else ("gpu",))
+    others = products if together else ("attend_cpu", "attend_cpu")
+    cpu = _engine(found, kernels, (*others, "attend_cpu"), both if together else ("cpu",))
     return {
-        "gpu": engine(found.gpu, "attend", same, ("dequantize_cache", "quantize_cache")),
-        "cpu": engine(found.cpu, "attend_cpu", same, ("dequantize_cache_cpu", "quantize_cache")),
+        "gpu": {"name": found.gpu, **gpu, "conversion": _conversion(transfers, "dequantize_cache")},
+        "cpu": {"name": found.cpu, **cpu, "conversion": _conversion(transfers, "dequantize_cache_cpu")},
     }
+
+
+def _engine(
+    found: Measured, kernels: dict[str, Any], names: tuple[str, str, str], lanes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Describe an engine by a kernel for products, one for prompts, and one for cached tokens."""
+    product, prompt, decoding = names
+    first = next(iter(kernels.values()))
+    peaks = {dtype: text("flops", _fastest(found, dtype, lanes)) for dtype in kernels}
+    return {
+        "peak": {
+            "flops": peaks,
+            "memory_bandwidth": _highest(found, lanes, kernels=True),
+            "source": "highest",
+        },
+        "matmul": {dtype: each[product] for dtype, each in kernels.items()},
+        "attention": {"prefill": first[prompt], "decode": first[decoding]},
+    }
+
+
+def _conversion(transfers: dict[str, Any], dequantize: str) -> dict[str, Any]:
+    rate = transfers.get(dequantize, transfers["load_cache"])["bandwidth"]
+    back = transfers.get("quantize_cache", {"bandwidth": rate})["bandwidth"]
+    return {"dequantize": rate, "quantize": back, "source": _SOURCE}
 
 
 def _links(found: Measured, transfers: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from simulator.hardware import TIERS, TierName
+from simulator.hardware import TierName
 from simulator.schema import Record
 from simulator.trace_figures import operation_figures
 from simulator.trace_pair import TracePair
+
+_ROUNDING = 2.0**20  # bytes: direct reads take whole pages, and so do buffers
+_IN_MEMORY: tuple[TierName, ...] = ("gpu", "cpu")
 
 
 class OperationTime(Record):
@@ -39,6 +42,7 @@ class Outcome(Record):
         measured: the median over repeats. [tok/s]
         repeats: all measured. [tok/s]
         memory: by tier, planned at most and allocated. [B]
+        resident: what the process really took in that run, where all of it is CPU memory. [B]
         operations: of the median run.
     """
 
@@ -54,7 +58,13 @@ class Outcome(Record):
     measured: float
     repeats: tuple[float, ...]
     memory: dict[TierName, tuple[float, float]]
+    resident: float | None
     operations: tuple[OperationTime, ...]
+
+    @property
+    def planned(self) -> float:
+        """GPU and CPU memory of the plan. [B]"""
+        return sum(self.memory[tier][0] for tier in _IN_MEMORY)
 
     @property
     def error(self) -> float:
@@ -78,8 +88,10 @@ class Verdict:
         median: of |error|.
         ninth: |error| that nine in ten keep.
         inside: share of the runs in their range; None without ranges.
-        memory_over: the most that a tier was allocated beyond its plan, over that; not above 0: never.
-        memory_off: the largest |allocated / planned - 1| of a tier with at least 1 % of the run's memory.
+        memory_over: the most that a tier was allocated beyond its plan and what direct reads round up to,
+            over the plan; not above 0: never.
+        resident_off: of the memory that processes really took, the median and the largest over the planned
+            one, less 1; None where it is not known.
         best_loss: how much slower the policy predicted to be the fastest is than the one that was, 0 to 1.
     """
 
@@ -88,7 +100,7 @@ class Verdict:
     ninth: float
     inside: float | None
     memory_over: float
-    memory_off: float
+    resident_off: tuple[float, float] | None
     best_loss: float
 
     def to_json(self) -> dict[str, Any]:
@@ -106,27 +118,26 @@ def judge(outcomes: Sequence[Outcome]) -> Verdict:
         raise ValueError("no runs to judge")
     errors = np.abs([each.error for each in outcomes])
     inside = [each.inside for each in outcomes if each.inside is not None]
-    shares = [share for each in outcomes for share in _memory_errors(each)]
+    over = [share for each in outcomes for share in _over(each)]
+    taken = [each.resident / each.planned - 1.0 for each in outcomes if each.resident is not None]
     best = max(outcomes, key=lambda each: each.predicted)
     return Verdict(
         runs=len(outcomes),
         median=float(np.median(errors)),
         ninth=float(np.quantile(errors, 0.9, method="inverted_cdf")),
         inside=float(np.mean(inside)) if inside else None,
-        memory_over=max(shares, default=0.0),
-        memory_off=max(map(abs, shares), default=0.0),
+        memory_over=max(over, default=0.0),
+        resident_off=(float(np.median(taken)), max(taken)) if taken else None,
         best_loss=1.0 - best.measured / max(each.measured for each in outcomes),
     )
 
 
-def _memory_errors(outcome: Outcome) -> list[float]:
-    """Give allocated over planned, less 1, of tiers that hold something worth speaking of."""
-    total = sum(planned for planned, _ in outcome.memory.values())
+def _over(outcome: Outcome) -> list[float]:
+    """Give what was allocated beyond the plan, over the plan, by tier."""
     return [
-        allocated / planned - 1.0
-        for tier in TIERS
-        for planned, allocated in [outcome.memory[tier]]
-        if planned > 0.01 * total
+        max(0.0, allocated - planned - _ROUNDING) / planned
+        for planned, allocated in outcome.memory.values()
+        if planned
     ]
 
 

@@ -57,19 +57,22 @@ def runs_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def _memory(one: Outcome) -> str:
-    """Write planned and allocated bytes of GPU and CPU memory."""
-    planned, used = (sum(one.memory[tier][side] for tier in ("gpu", "cpu")) for side in (0, 1))
-    return f"{planned / GIB:.2f} planned, {used / GIB:.2f}"
+    """Write planned bytes of GPU and CPU memory, and what the process took, else what was allocated."""
+    allocated = sum(one.memory[tier][1] for tier in ("gpu", "cpu"))
+    taken = allocated if one.resident is None else one.resident
+    return f"{one.planned / GIB:.2f} planned, {taken / GIB:.2f}"
 
 
 def _verdict(found: Verdict) -> list[Text]:
     inside = "no ranges" if found.inside is None else f"{found.inside:.0%} of the runs"
     over = "never above the plan" if found.memory_over <= 0 else f"{found.memory_over:.1%} above the plan"
+    if found.resident_off is not None:
+        over += "; processes took {:+.1%} of it in the median, at most {:+.1%}".format(*found.resident_off)
     best = "is the fastest" if found.best_loss <= 0 else f"is {found.best_loss:.1%} slower than the fastest"
     rows = (
         ("error", f"median {found.median:.1%}, nine in ten within {found.ninth:.1%}"),
         ("in the range", inside),
-        ("memory", f"{over}; at most {found.memory_off:.1%} off"),
+        ("memory", f"allocations {over}"),
         ("best", f"the policy predicted to be the fastest of {found.runs} {best}"),
     )
     return [Text.assemble((f"{name:<14}", "bold"), words) for name, words in rows]
@@ -101,14 +104,16 @@ def _table(*columns: str) -> Table:
 def markdown(outcomes: Sequence[Outcome], verdict: Verdict) -> str:
     """Write the runs and the verdict as Markdown, for documents."""
     lines = [
-        "| what is loaded | schedule | groups | in/out | predicted, tok/s | range | measured | error |",
-        "|---|---|---|---|---|---|---|---|",
+        "| what is loaded | schedule | groups | in/out | predicted, tok/s | range | measured | error "
+        "| memory, GiB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for one in outcomes:
         low_high = f"{one.low:.3g} to {one.high:.3g}" if one.low and one.high else "-"
         lines.append(
             f"| {one.kind} | {one.schedule} | {one.groups} x {one.batch} | {one.prompt_len}/{one.gen_len} "
-            f"| {one.predicted:.4g} | {low_high} | {one.measured:.4g} | {one.error:+.1%} |"
+            f"| {one.predicted:.4g} | {low_high} | {one.measured:.4g} | {one.error:+.1%} "
+            f"| {_memory(one)} |"
         )
     lines += ["", *(f"- {line.plain.strip()}" for line in _verdict(verdict)), ""]
     lines += ["| lane | operation | predicted, s | measured, s | ratio |", "|---|---|---|---|---|"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.resident import peak_beyond
 from planner.verify import Outcome, operation_times
 from planner.verify_cases import Case
 from simulator.errors import InputError
@@ -25,11 +26,12 @@ if TYPE_CHECKING:
 
 
 class Ran(Record):
-    """A run that is over: its time [s], tokens, and bytes allocated by tier [B]."""
+    """A run that is over: its time [s], tokens, bytes allocated by tier, and the most it really took [B]."""
 
     seconds: float
     tokens: int
     memory: dict[TierName, float]
+    resident: float | None
 
     @property
     def rate(self) -> float:
@@ -88,17 +90,15 @@ class Proof:
         from executor.engine import Listener, run  # noqa: PLC0415 - needs torch
         from executor.probe import full_requests  # noqa: PLC0415
 
-        outcome = run(
-            case.plan,
-            self._checkpoint,
-            full_requests(case.plan.workload, case.plan.model),
-            device=self._where.device,
-            scratch=self._where.scratch,
-            listener=Listener(lambda _index, _result: None),
+        requests = full_requests(case.plan.workload, case.plan.model)
+        nobody = Listener(lambda _index, _result: None)
+        where = {"device": self._where.device, "scratch": self._where.scratch}
+        outcome, resident = peak_beyond(
+            lambda: run(case.plan, self._checkpoint, requests, **where, listener=nobody)  # type: ignore[arg-type]
         )
         used = {tier: sum(outcome.memory.get(tier, {}).values()) for tier in TIERS}
         write_trace(outcome.trace, folder / f"measured-{turn + 1}.json")
-        ran = Ran(seconds=outcome.seconds, tokens=outcome.tokens, memory=used)
+        ran = Ran(seconds=outcome.seconds, tokens=outcome.tokens, memory=used, resident=resident)
         kept.write_text(ran.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def outcomes(self, repeats: int) -> list[Outcome]:
@@ -135,5 +135,6 @@ class Proof:
             measured=float(np.median(rates)),
             repeats=tuple(rates),
             memory={tier: (plan.memory[tier].peak, ran[middle].memory[tier]) for tier in TIERS},
+            resident=ran[middle].resident if self._where.device == "cpu" else None,
             operations=operation_times(pair_traces(predicted, measured)),
         )

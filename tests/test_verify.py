@@ -19,6 +19,7 @@ pytest.importorskip("transformers", reason=REASON)
 from executor import engine
 from executor.probe_models import LlamaShape, llama_config, make_checkpoint
 from planner.cli import cli
+from planner.resident import peak_beyond
 from planner.verify import OperationTime, Outcome, judge, summed
 from planner.verify_cases import KINDS, draw_cases
 from planner.verify_report import draw, markdown
@@ -50,6 +51,7 @@ def outcome(
         measured=measured,
         repeats=(measured,),
         memory={"gpu": (100.0, 98.0), "cpu": (50.0, 50.0), "disk": (0.0, 0.0)},
+        resident=153.0,
         operations=times,
     )
 
@@ -66,7 +68,7 @@ def test_runs_judged_by_hand() -> None:
     assert verdict.ninth == pytest.approx(0.2)
     assert verdict.inside == 0.5
     assert verdict.memory_over == 0.0
-    assert verdict.memory_off == pytest.approx(0.02)
+    assert verdict.resident_off == pytest.approx((0.02, 0.02))
     assert verdict.best_loss == 0.0
     assert judge([outcome(12, 10), outcome(11, 12.5)]).best_loss == pytest.approx(0.2)
 
@@ -194,3 +196,14 @@ def test_markdown_and_picture_need_no_ranges(tmp_path: Path) -> None:
     assert "| - |" in markdown(runs, judge(runs))
     draw(tmp_path / "x.png", runs)
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_peak_of_an_action_is_what_it_took() -> None:
+    """A buffer of 64 MB that was filled and dropped counts, and nothing that was there before."""
+    result, taken = peak_beyond(lambda: np.ones(8_000_000).sum())
+    assert result == 8_000_000
+    if taken is not None:  # the system tells
+        assert 50e6 < taken < 120e6
+        _, nothing = peak_beyond(lambda: None)
+        assert nothing is not None
+        assert nothing < 5e6
