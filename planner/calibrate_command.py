@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from planner.listings import FORMATS, console, echo_json
+from planner.torch_commands import missing, quieten_threads
 from simulator.errors import InputError
 from simulator.hardware import HardwareProfile
 from simulator.profiles import load_profile
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
-_NEEDED = {"torch": "run", "safetensors": "run", "scipy": "fit"}
 
 
 @click.command()
@@ -149,22 +148,6 @@ def _measured(
         )
         profile = measure(options)
     return profile, constants(profile)
-
-
-def missing(command: str, error: ModuleNotFoundError) -> Exception:
-    """Say what to install for a command, if it is that."""
-    if error.name is None or error.name.partition(".")[0] not in _NEEDED:
-        return error
-    package = error.name.partition(".")[0]
-    return InputError(
-        f"planner {command} needs {package}, which is not installed: pip install 'offload-planner[run,fit]'"
-    )
-
-
-def quieten_threads() -> None:
-    """Let threads sleep while they wait, as in runs; OpenMP reads this when it is loaded."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 def _refined(hardware: str, traces: tuple[Path, ...]) -> tuple[HardwareProfile, Table]:

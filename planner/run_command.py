@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.calibrate_command import quieten_threads
 from planner.listings import FORMATS, echo_json
 from planner.plan import Plan, read_plan
 from planner.run_report import Report, Watch
+from planner.torch_commands import open_checkpoint
 from simulator.errors import InputError, PlannerError
 from simulator.model import ModelSpec
 from simulator.trace import Trace, write_trace
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from executor.prompts import Prompt
     from executor.sampling import Result
 
-_NEEDED = {"torch", "safetensors"}
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -116,7 +115,7 @@ def run(  # noqa: PLR0913 - one parameter per option
             "--runtime reference, or start that engine with what `planner plan --launch` prints"
         )
     _check_files(files)
-    opened = _open(checkpoint)
+    opened = open_checkpoint("run", checkpoint)
     _check_model(plan.model, opened.model, checkpoint)
     report = _answer(plan, opened, device, files)
     if output == "json":
@@ -139,25 +138,6 @@ def _check_files(files: _Files) -> None:
     for name, folder in folders.items():
         if not folder.is_dir():
             raise InputError(one_line(f"{name}: there is no folder {folder}; make it, or give another one"))
-
-
-def _open(folder: Path) -> Checkpoint:
-    """Open the checkpoint; here torch is imported first.
-
-    Raises:
-        InputError: torch is not installed, or the checkpoint cannot be used.
-    """
-    # A pool of threads that spins while it waits takes cores from the lanes that have work.
-    quieten_threads()
-    try:
-        from executor.checkpoint import Checkpoint  # noqa: PLC0415 - planning does without torch
-    except ModuleNotFoundError as error:
-        if error.name not in _NEEDED:
-            raise
-        raise InputError(
-            f"planner run needs {error.name}, which is not installed: pip install 'offload-planner[run]'"
-        ) from None
-    return Checkpoint.open(folder)
 
 
 def _check_model(planned: ModelSpec, found: ModelSpec, folder: Path) -> None:

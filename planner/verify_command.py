@@ -5,13 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
-from planner.calibrate_command import missing, quieten_threads
 from planner.listings import FORMATS, console, echo_json
+from planner.torch_commands import open_checkpoint
 from planner.verify import Outcome, judge
 from planner.verify_cases import KINDS, draw_cases
 from planner.verify_report import check_picture, draw, markdown, report
@@ -19,9 +18,6 @@ from planner.verify_runs import Proof, Where, make_folder
 from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
 from simulator.units import one_line
-
-if TYPE_CHECKING:
-    from executor.checkpoint import Checkpoint
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -104,7 +100,7 @@ def verify(  # noqa: PLR0913 - one parameter per option
     if out is not None:
         make_folder(out)
     profile = load_profile(hardware, overrides)
-    opened = _open(checkpoint)
+    opened = open_checkpoint("verify", checkpoint)
     runtime = load_runtime("reference")
     progress = Console(stderr=True)
     with tempfile.TemporaryDirectory() as temporary, progress.status("planning") as status:
@@ -139,20 +135,6 @@ def _show(outcomes: Sequence[Outcome], output: str) -> None:
         click.echo(markdown(outcomes, verdict), nl=False)
     else:
         console().print(report(outcomes, verdict))
-
-
-def _open(folder: Path) -> Checkpoint:
-    """Open the checkpoint; here torch is imported first.
-
-    Raises:
-        InputError: torch is not installed, or the checkpoint cannot be used.
-    """
-    quieten_threads()
-    try:
-        from executor.checkpoint import Checkpoint  # noqa: PLC0415 - planning does without torch
-    except ModuleNotFoundError as error:
-        raise missing("verify", error) from None
-    return Checkpoint.open(folder)
 
 
 def choose_device(device: str | None) -> str:

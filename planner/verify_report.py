@@ -115,7 +115,7 @@ def markdown(outcomes: Sequence[Outcome], verdict: Verdict) -> str:
             f"| {one.predicted:.4g} | {low_high} | {one.measured:.4g} | {one.error:+.1%} "
             f"| {_memory(one)} |"
         )
-    lines += ["", *(f"- {line.plain.strip()}" for line in _verdict(verdict)), ""]
+    lines += ["", *(f"- {' '.join(line.plain.split())}" for line in _verdict(verdict)), ""]
     lines += ["| lane | operation | predicted, s | measured, s | ratio |", "|---|---|---|---|---|"]
     for row in summed(outcomes)[:_SHOWN]:
         ratio = f"{row.measured / row.predicted:.2f}" if row.predicted else "-"

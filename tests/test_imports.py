@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Where the command line meets the executor, inside the commands that need it.
-_MEET = ("cli.py", "run_command.py", "calibrate_command.py", "verify_command.py", "verify_runs.py")
+_MEET = (
+    *("cli.py", "run_command.py", "calibrate_command.py", "verify_command.py", "verify_runs.py"),
+    "torch_commands.py",
+)
 PACKAGES = ("simulator", "planner", "executor")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MAY_IMPORT = {

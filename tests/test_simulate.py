@@ -121,13 +121,14 @@ def test_nothing_beats_the_roofline(placed, hardware):
 def test_a_time_below_the_limit_is_refused(placed, hardware, data):
     """Law 6 is checked on every run: a task faster than physics allows raises."""
     simulation = play(generate(placed), rates_of(placed, hardware))
-    check_physics(simulation, hardware, placed)
+    rates = rates_of(placed, hardware)
+    check_physics(simulation, rates, placed)
     works = np.nonzero((simulation.schedule.operation != OP["sync"]) & (simulation.seconds > 0))[0]
     task = data.draw(st.sampled_from(works.tolist()))
     end = simulation.end.copy()
     end[task] = simulation.start[task]
     with pytest.raises(PlannerError, match="beats the physical limit"):
-        check_physics(replace(simulation, end=end), hardware, placed)
+        check_physics(replace(simulation, end=end), rates, placed)
 
 
 @given(layouts(), machines())

@@ -10,8 +10,10 @@ stand between markers, and the picture beside the page.
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from typing import cast
 
 from rich.console import Console
 
@@ -24,14 +26,14 @@ PICTURE = PAGE.with_name("verify.png")
 
 def measured(profile: str) -> str:
     """Write the table of the constants of a profile, as the command prints it."""
-    console = Console(width=120, record=True, quiet=True)
+    console = Console(width=120, file=io.StringIO())
     found = load_profile(profile)
     console.print(constants(found))
     about = found.calibration
     assert about is not None
     shared = [f"{lane} {share:.2f}" for lane, share in next(iter(found.capacities.values())).lanes.items()]
-    lines = console.export_text().rstrip().splitlines()
-    lines = [line.rstrip() for line in lines]
+    text = cast(io.StringIO, console.file).getvalue()
+    lines = [line.rstrip() for line in text.rstrip().splitlines()]
     words = f"{about.machine['cpu']}, {about.date}, {about.mode}, torch {about.versions['torch']}."
     steady = f"Noise {about.noise:.1%}, drift {about.drift:+.1%}; shares of the cores: {', '.join(shared)}."
     return f"{words} {steady}\n\n```text\n" + "\n".join(lines) + "\n```\n"
