@@ -26,6 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from executor.probe_models import LlamaShape, llama_config
 from simulator.errors import InputError, PlannerError
 from simulator.model import ModelSpec
 from simulator.model_config import parse_config
@@ -35,11 +36,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 SHARD = 2e9  # bytes
 INDEX = "model.safetensors.index.json"
 
-#: hidden size, FFN size, layers, heads, key and value heads, vocabulary, positions
 SHAPES = {
-    "llama-7b": (4096, 11008, 32, 32, 32, 32000, 4096),
-    "llama-1b": (2048, 5632, 22, 32, 4, 32000, 2048),
-    "llama-tiny": (64, 176, 2, 4, 2, 256, 256),
+    "llama-7b": LlamaShape(4096, 11008, 32, 32, 32, 32000),
+    "llama-1b": LlamaShape(2048, 5632, 22, 32, 4, 32000, 2048),
+    "llama-tiny": LlamaShape(64, 176, 2, 4, 2, 256, 256),
 }
 
 Shape = tuple[int, ...]
@@ -55,27 +55,8 @@ class Shard:
 
 def config(shape: str, layers: int | None, dtype: str, seed: int = 0) -> dict[str, Any]:
     """Give the configuration that transformers reads; it ignores the seed."""
-    hidden, ffn, depth, heads, kv_heads, vocabulary, positions = SHAPES[shape]
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": ffn,
-        "num_hidden_layers": depth if layers is None else layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": positions,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": dtype,
-        "random_weights_seed": seed,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }
+    found = SHAPES[shape] if layers is None else SHAPES[shape]._replace(layers=layers)
+    return llama_config(found, dtype) | {"random_weights_seed": seed}
 
 
 def tensors(model: ModelSpec) -> Iterator[tuple[str, Shape]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from simulator.calibration import Calibration, Operations
 from simulator.calibration import Transfer as Transfer  # noqa: PLC0414 - a part of profiles, taken from here
@@ -238,7 +238,7 @@ class HardwareProfile(Record):
     engines: dict[Literal["gpu", "cpu"], Engine]
     links: Links
     capacities: dict[str, Capacity] = Field(default_factory=dict)
-    unified_memory: bool = False
+    unified_memory: StrictBool = False
     operations: Operations | None = None
     cost: Cost | None = None
     calibration: Calibration | None = None
