@@ -80,7 +80,7 @@ def calibrate(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Measure this machine, and write a profile that plans can be made on.
 
-    Small models are run by the executor itself, for about two minutes; nothing else should run meanwhile.
+    Small models are run by the executor itself, for two to three minutes; nothing else should run meanwhile.
 
     \b
     planner calibrate --out my-machine.yaml --disk /mnt/nvme

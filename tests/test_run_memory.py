@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from benchmarks.make_checkpoint import SHAPES, make
 from benchmarks.memory_limit import CannotLimitError, Limited, forget, run_limited
+from executor.probe_models import LlamaShape
 from planner.cli import cli
 from planner.plan import Plan, read_plan
 
@@ -28,8 +29,8 @@ MIB = 1 << 20
 ENOUGH = 8 << 30  # bytes
 SLACK = 48 * MIB  # two buffers of 16 MiB through which homes are filled, and what libraries set aside
 SHAPES_HERE = {
-    "large": (1024, 1792, 20, 8, 4, 512, 256),  # 325 MiB in bfloat16
-    "small": (64, 128, 2, 4, 2, 512, 256),
+    "large": LlamaShape(1024, 1792, 20, 8, 4, 512, 256),  # 325 MiB in bfloat16
+    "small": LlamaShape(64, 128, 2, 4, 2, 512, 256),
 }
 LENGTHS = ("--prompt-len", "8", "--gen-len", "4", "--num-prompts", "4")
 FIXED = ("gpu_batch=2", "num_groups=2", "weights=2/5/93", "cache=0/50/50", "activations=50/50/0")
