@@ -138,9 +138,9 @@ def _copies(probe: Probe) -> bool:
 
 def shared(runs: Sequence[Run], fits: Mapping[Kind, Fit], device: str) -> tuple[str, str, Shares]:
     """Find what lanes share: the cores where all of them are threads, else what the CPU's attention uses."""
-    name, whole = ("cores", "gpu") if device == "cpu" else ("dram", "cpu")
-    lane: LaneName = "gpu" if whole == "gpu" else "cpu"
-    return name, whole, shares(runs, alone_seconds(runs, fits), lane)
+    whole: LaneName = "gpu" if device == "cpu" else "cpu"
+    name = "cores" if device == "cpu" else "dram"
+    return name, whole, shares(runs, alone_seconds(runs, fits), whole)
 
 
 def fitted_profile(session: Session, options: Options) -> HardwareProfile:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from executor.fit import NORMAL
 from executor.observe import Beside, Kind, Run, beside
 from simulator.calibration import Interval
 from simulator.hardware import LANES, LaneName
@@ -19,7 +20,6 @@ from simulator.policy import FloatArray
 _ENOUGH = 0.02  # share of a lane's work in a run that is beside another, to say anything of the two
 _HALF = 0.45  # of two that want more than half each, both get half
 _NOTHING = 0.02  # a share below this is none
-_NORMAL = 1.96
 
 Shares = dict[LaneName, tuple[float, Interval]]
 
@@ -45,7 +45,7 @@ def shares(runs: Sequence[Run], seconds: Mapping[Kind, FloatArray], whole: LaneN
             share = min(1.0, max(share, share * (1.0 + other)))
         if share < _NOTHING:
             continue
-        off = _NORMAL * error / (1.0 + slow) ** 2 / share
+        off = NORMAL * error / (1.0 + slow) ** 2 / share
         found[lane] = (share, Interval(low=-min(off, 0.95), high=off))
     return found
 

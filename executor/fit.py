@@ -14,6 +14,7 @@ import numpy as np
 
 from executor.observe import Observations
 from simulator.calibration import Interval, Residual
+from simulator.cost import CopyRate
 from simulator.errors import InputError
 from simulator.hardware import Roofline
 from simulator.policy import FloatArray
@@ -24,7 +25,7 @@ Formula = Callable[[Observations, Constants], FloatArray]
 _LOOSE, _TIGHT = 0.3, 0.05  # scales of the loss, in logarithms: from all rows to the bulk of them
 _FARTHEST = 0.7  # of a residual that counts in an interval: single stalls say nothing of the constants
 _UNSURE = 1.0  # standard error of a constant's logarithm above which it counts as not determined
-_NORMAL = 1.96  # standard errors of an interval that holds in 19 cases of 20
+NORMAL = 1.96  # standard errors of an interval that holds in 19 cases of 20
 _LEAST_RUNS = 2
 
 #: name: lowest, highest
@@ -73,9 +74,9 @@ def kernel_seconds(seen: Observations, constants: Constants) -> FloatArray:
 
 
 def transfer_seconds(seen: Observations, constants: Constants) -> FloatArray:
-    """Give the time of copies and conversions: latency, pieces and bytes. [s]"""
-    latency, piece = constants.get("latency", 0.0), constants.get("piece", 0.0)
-    return seen.kernels * latency + seen.blocks * piece + seen.bytes / constants["bandwidth"]
+    """Give the time of copies and conversions by the cost model's own formula. [s]"""
+    rate = CopyRate(constants["bandwidth"], constants.get("latency", 0.0), constants.get("piece", 0.0))
+    return rate.seconds(seen.bytes, seen.kernels, seen.blocks)
 
 
 MATMUL = Form(
@@ -130,7 +131,7 @@ def fit(name: str, form: Form, seen: Observations) -> Fit:
     spread = float(np.median(np.abs(np.expm1(residuals))))
     intervals = {
         one: Interval(
-            low=-float(1 - np.exp(-_NORMAL * error)), high=float(np.expm1(_NORMAL * error)), spread=spread
+            low=-float(1 - np.exp(-NORMAL * error)), high=float(np.expm1(NORMAL * error)), spread=spread
         )
         for one, error in zip(names, errors, strict=True)
     }
@@ -189,9 +190,8 @@ def _errors(
     runs = np.unique(seen.run)
     sums = np.stack([(slopes[seen.run == run] * left[seen.run == run, None]).sum(axis=0) for run in runs])
     together = bread @ (sums.T @ sums) @ bread * len(runs) / max(1, len(runs) - 1)
-    single = bread * float(
-        (left**2).sum() / max(1, len(left) - len(logs))
-    )  # where runs are few, these may be small
+    # Of few runs the sandwich may be too small by chance: no less than the errors of single residuals.
+    single = bread * float((left**2).sum() / max(1, len(left) - len(logs)))
     errors = np.sqrt(np.maximum(np.diag(together), np.diag(single)))
     without = np.sqrt((slopes**2).sum(axis=0)) < 1e-6 * np.sqrt(len(left))  # no effect at all
     return np.where(without, np.inf, errors)

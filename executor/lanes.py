@@ -98,7 +98,6 @@ class Lanes:
 
     def _work(self, lane: LaneName, played: Played, perform: Callable[[int], None]) -> None:
         """Do the tasks of one lane."""
-        torch.get_num_threads()  # else the thread's first kernel takes the number that was set last anywhere
         # A new thread takes over the number of whoever set one last, unless it has been asked for its own.
         torch.get_num_threads()
         torch.set_num_threads(self._threads.get(lane, 1))

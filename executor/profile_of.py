@@ -16,7 +16,7 @@ from simulator.profiles import decode_profile
 from simulator.units import BYTE_RATE, BYTES, DURATION, FLOP_RATE
 
 _SOURCE = "calibration"
-_DIGITS = 4
+DIGITS = 4
 _FORMATS = {
     "flops": FLOP_RATE.format,
     "bandwidth": BYTE_RATE.format,
@@ -112,8 +112,14 @@ def profile_of(found: Measured) -> HardwareProfile:
 
 def text(name: str, value: float) -> Any:
     """Write a constant with its unit, to four digits."""
-    rounded = float(f"{value:.{_DIGITS}g}")
+    rounded = float(f"{value:.{DIGITS}g}")
     return _FORMATS[name](rounded) if name in _FORMATS else rounded
+
+
+def path_of(kind: Kind) -> str:
+    """Give the path of an operation's constants in a profile."""
+    name, dtype = kind
+    return f"operations.kernels.{dtype}.{name}" if dtype else f"operations.transfers.{name}"
 
 
 def kernel(fitted: Fit, fastest: float) -> dict[str, Any]:
@@ -238,19 +244,18 @@ def _capacities(found: Measured) -> dict[str, Any]:
     name, whole, shares = found.shares
     if not shares:
         return {}
-    lanes = {whole: 1.0} | {lane: round(share, _DIGITS) for lane, (share, _) in shares.items()}
+    lanes = {whole: 1.0} | {lane: round(share, DIGITS) for lane, (share, _) in shares.items()}
     return {name: {"share": 1.0, "lanes": lanes, "source": _SOURCE}}
 
 
 def _intervals(found: Measured) -> dict[str, Any]:
     paths: dict[str, Any] = {}
-    for (name, dtype), fitted in found.fits.items():
-        base = f"operations.kernels.{dtype}.{name}" if dtype else f"operations.transfers.{name}"
-        paths |= {f"{base}.{constant}": each for constant, each in fitted.intervals.items()}
+    for kind, fitted in found.fits.items():
+        paths |= {f"{path_of(kind)}.{constant}": each for constant, each in fitted.intervals.items()}
     capacity, _, shares = found.shares
     paths |= {f"capacities.{capacity}.lanes.{lane}": interval for lane, (_, interval) in shares.items()}
     return {
-        path: {key: round(value, _DIGITS) for key, value in each.model_dump().items()}
+        path: {key: round(value, DIGITS) for key, value in each.model_dump().items()}
         for path, each in paths.items()
     }
 
@@ -259,8 +264,8 @@ def _residuals(found: Measured) -> dict[str, Any]:
     return {
         f"{name} {dtype}".strip(): {
             "tasks": fitted.residual.tasks,
-            "median": round(fitted.residual.median, _DIGITS),
-            "ninth": round(fitted.residual.ninth, _DIGITS),
+            "median": round(fitted.residual.median, DIGITS),
+            "ninth": round(fitted.residual.ninth, DIGITS),
         }
         for (name, dtype), fitted in found.fits.items()
     }

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from executor.observe import Kind, Run, busy_beside, tasks_of
+from executor.fit import NORMAL
+from executor.observe import Kind, Run, busy_beside, tasks, tasks_of
+from executor.profile_of import DIGITS, path_of, text
 from simulator.calibration import Calibration, Operations
 from simulator.cost import Rates
 from simulator.errors import InputError
@@ -24,13 +27,10 @@ from simulator.policy import FloatArray
 from simulator.profiles import decode_profile
 from simulator.runtime import load_runtime
 from simulator.trace import Trace
-from simulator.units import BYTE_RATE, DURATION, FLOP_RATE
 
-_NORMAL = 1.96
 _WIDE = 1.645  # standard errors in half of the central 90 %
 _LEAST = 0.01  # a spread below this is not believed: runs of a day have more in common than runs of a year
 _RATES, _TIMES = ("flops", "bandwidth"), ("latency", "piece")
-_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,16 @@ def refine(profile: HardwareProfile, runs: Sequence[Run], names: Sequence[str]) 
     found = corrections(profile, runs)
     data = profile.model_dump(mode="json", exclude_none=True)
     intervals = data["calibration"]["intervals"]
-    for (name, dtype), correction in found.items():
+    for kind, correction in found.items():
+        (name, dtype), base = kind, f"{path_of(kind)}."
         held = profile.operations.kernels.get(_dtype(dtype), {}) if dtype else profile.operations.transfers
         place = data["operations"]["kernels"][dtype] if dtype else data["operations"]["transfers"]
-        fitted = {each.rpartition(".")[2] for each in intervals if each.startswith(_path(name, dtype))}
+        fitted = {each.removeprefix(base) for each in intervals if each.startswith(base)}
         place[name] |= _scaled(held[name], correction.factor, fitted, _peaks(profile, name, dtype))
         for path, interval in intervals.items():
-            if path.startswith(_path(name, dtype)):
-                interval["low"] = round(interval["low"] * correction.sure, _DIGITS)
-                interval["high"] = round(interval["high"] * correction.sure, _DIGITS)
+            if path.startswith(base):
+                interval["low"] = round(interval["low"] * correction.sure, DIGITS)
+                interval["high"] = round(interval["high"] * correction.sure, DIGITS)
     data["calibration"]["refined"] = [*profile.calibration.refined, *names]
     return decode_profile(data, "calibrate")
 
@@ -129,48 +130,40 @@ def _kinds(operations: Operations) -> Iterator[Kind]:
     yield from ((name, "") for name in operations.transfers)
 
 
-def _path(name: str, dtype: str) -> str:
-    return f"operations.kernels.{dtype}.{name}." if dtype else f"operations.transfers.{name}."
-
-
 def _variance(calibration: Calibration, kind: Kind) -> float:
     """Give the variance of the level of an operation's times: that of its surest rate. [of logarithms]"""
-    path = _path(*kind)
+    path = f"{path_of(kind)}."
     widths = [
         (one.high - one.low) / 2
         for name, one in calibration.intervals.items()
         if name.startswith(path) and name.rpartition(".")[2] in _RATES
     ]
     width = min(widths) if widths else 1.0
-    return max((width / _NORMAL) ** 2, _LEAST**2)
+    return max((width / NORMAL) ** 2, _LEAST**2)
 
 
 def _opinion(profile: HardwareProfile, run: Run, kind: Kind) -> Iterator[float]:
     """Give the logarithm of measured over expected time of an operation in a run, if it occurs."""
     name = kind[0]
-    operation, tasks = OPERATIONS[OP[name]], tasks_of(run, kind)
+    operation, seen = OPERATIONS[OP[name]], tasks(run, kind)
     rates = Rates(profile, load_runtime("reference"), _dtype(run.dtype))
-    if len(tasks) == 0 or rates.hands_over(operation):
+    if len(seen) == 0 or rates.hands_over(operation):
         return
-    trace = run.trace
-    work = (getattr(trace, column)[tasks] for column in ("flops", "bytes", "kernels", "steps", "blocks"))
-    alone = rates.seconds(operation, *work)
-    expected = alone * slower(profile, trace, tasks)
-    took = (trace.end - trace.start)[tasks]
+    alone = rates.seconds(operation, *seen.work)
+    expected = alone * slower(profile, run.trace, tasks_of(run, kind))
     # The median over tasks of a size, so that a stall does not count for all; large tasks count for more.
     sizes, place = np.unique(np.round(alone, 9), return_inverse=True)
-    ratio = [
-        float(np.median(took[place == number] / expected[place == number])) for number in range(len(sizes))
-    ]
+    off = seen.seconds / expected
+    ratio = [float(np.median(off[place == number])) for number in range(len(sizes))]
     weight = np.bincount(place, alone)
     yield float(np.log(np.average(ratio, weights=weight)))
 
 
-def slower(profile: HardwareProfile, trace: Trace, tasks: Any) -> FloatArray:
+def slower(profile: HardwareProfile, trace: Trace, chosen: npt.NDArray[np.intp]) -> FloatArray:
     """Give how many times as long tasks of a lane take for what runs beside them, by what lanes share."""
-    beside = busy_beside(trace)[tasks]
-    lane = LANES[trace.lane[tasks[0]]]
-    factor = np.ones(len(tasks))
+    beside = busy_beside(trace)[chosen]
+    lane = LANES[trace.lane[chosen[0]]]
+    factor = np.ones(len(chosen))
     for capacity in profile.capacities.values():
         own = capacity.lanes.get(lane, 0.0)
         if capacity.share is None or not own:
@@ -183,23 +176,18 @@ def slower(profile: HardwareProfile, trace: Trace, tasks: Any) -> FloatArray:
     return factor
 
 
-def _scaled(held: Any, factor: float, fitted: set[str], peaks: Mapping[str, float]) -> dict[str, str]:
+def _scaled(held: Any, factor: float, fitted: set[str], peaks: Mapping[str, float]) -> dict[str, Any]:
     """Write the fitted constants of times that are multiplied; no rate exceeds its peak."""
-    show = {"flops": FLOP_RATE.format, "bandwidth": BYTE_RATE.format}
-    changed = {
-        name: (show[name], min(getattr(held, name) / factor, peaks[name]))
-        for name in _RATES
-        if name in fitted
-    }
-    changed |= {name: (DURATION.format, getattr(held, name) * factor) for name in _TIMES if name in fitted}
-    return {name: write(float(f"{value:.{_DIGITS}g}")) for name, (write, value) in changed.items()}
+    rates = {name: min(getattr(held, name) / factor, peaks[name]) for name in _RATES if name in fitted}
+    times = {name: getattr(held, name) * factor for name in _TIMES if name in fitted}
+    return {name: text(name, value) for name, value in (rates | times).items()}
 
 
 def _peaks(profile: HardwareProfile, name: str, dtype: str) -> dict[str, float]:
     """Give the rates that an operation cannot exceed."""
     lane = OPERATIONS[OP[name]].lane
     if lane not in ("gpu", "cpu"):
-        return {"bandwidth": getattr(profile.links, lane).peak}
+        return {"bandwidth": profile.links.limit(lane)}
     peak = profile.engines["cpu" if lane == "cpu" else "gpu"].peak
     flops = peak.flops[_dtype(dtype)] if dtype else math.inf
     return {"flops": flops, "bandwidth": peak.memory_bandwidth}

@@ -222,9 +222,7 @@ class _Constant:
             return limits.memory_bandwidth if field in _BOUND_BY_MEMORY else math.inf
         if lane is None or field != "bandwidth":
             return math.inf
-        if lane == "disk_write":  # the page cache may take in more than the device does
-            return max(hardware.links.disk_write.peak, hardware.links.disk_write.cached or 0.0)
-        return float(getattr(hardware.links, lane).peak)
+        return hardware.links.limit(lane)
 
     def times(self, factor: float) -> HardwareProfile:
         """Give the machine with the constant so many times as large, but no rate above its peak.

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from planner.listings import FORMATS, console, echo_json
 from planner.torch_commands import open_checkpoint
+from planner.validate_picture import check_picture
 from planner.verify import Outcome, judge
 from planner.verify_cases import KINDS, draw_cases
-from planner.verify_report import check_picture, draw, markdown, report
+from planner.verify_report import draw, markdown, report
 from planner.verify_runs import Proof, Where, make_folder
 from simulator.profiles import load_profile
 from simulator.runtime import load_runtime

@@ -15,7 +15,6 @@ from planner.verify import OperationTime, Outcome, Verdict, summed
 from simulator.errors import InputError
 from simulator.units import GIB, one_line
 
-FORMATS = (".png", ".svg")
 _SHOWN = 10  # operations that explain most of the errors
 _PREDICTED, _MEASURED = "#1b6ca8", "#d95f02"
 _SETTINGS: Any = {  # names of settings are checked when used
@@ -121,16 +120,6 @@ def markdown(outcomes: Sequence[Outcome], verdict: Verdict) -> str:
         ratio = f"{row.measured / row.predicted:.2f}" if row.predicted else "-"
         lines.append(f"| {row.lane} | {row.operation} | {row.predicted:.2f} | {row.measured:.2f} | {ratio} |")
     return "\n".join(lines) + "\n"
-
-
-def check_picture(path: Path) -> None:
-    """Make sure that a picture can be drawn before anything takes time.
-
-    Raises:
-        InputError: the name does not end in .png or .svg.
-    """
-    if path.suffix not in FORMATS:
-        raise InputError(one_line(f"--picture {path}: name a file that ends in {' or '.join(FORMATS)}"))
 
 
 def draw(path: Path, outcomes: Sequence[Outcome]) -> None:

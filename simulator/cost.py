@@ -22,6 +22,12 @@ class CopyRate(NamedTuple):
     latency: float
     piece: float = 0.0
 
+    def seconds(
+        self, bytes_: FloatArray, kernels: FloatArray | float, pieces: FloatArray | float
+    ) -> FloatArray:
+        """Give ``copies x latency + pieces x piece + bytes / bandwidth``, elementwise. [s]"""
+        return np.asarray(kernels * self.latency + pieces * self.piece + bytes_ / self.bandwidth)
+
 
 #: Bytes that pass through the CPU's memory for each byte of a task, where these are not as many.
 _HOST_TRAFFIC = {"stage": 2.0, "expand": 3.0}  # read and written; read, and written twice as wide
@@ -92,11 +98,11 @@ class Rates:
         kernels: FloatArray | float,
         blocks: FloatArray | float,
     ) -> FloatArray:
-        """Give ``copies x latency + pieces x piece + bytes / bandwidth``; a thread reads each mapped file."""
+        """Give the time of copies; a thread reads each mapped file."""
         rate = self.copy(operation)
         disk = self.hardware.links.disk_read
         if operation.lane != "disk_read" or self.runtime.disk_io == "direct" or disk.stream is None:
-            return np.asarray(kernels * rate.latency + blocks * rate.piece + bytes_ / rate.bandwidth)
+            return rate.seconds(bytes_, kernels, blocks)
         threads = np.where(np.asarray(kernels) > 0, np.asarray(kernels) * disk.stream, np.inf)
         return np.asarray(np.sign(kernels) * rate.latency + bytes_ / np.minimum(rate.bandwidth, threads))
 

@@ -196,6 +196,12 @@ class Links(Record):
     disk_read: DiskLink
     disk_write: DiskLink
 
+    def limit(self, lane: LaneName) -> float:
+        """Give the rate that no transfer beats; the page cache may take in more than the disk. [B/s]"""
+        if lane == "disk_write":
+            return max(self.disk_write.peak, self.disk_write.cached or 0.0)
+        return float(getattr(self, lane).peak)
+
 
 class Capacity(Record):
     """A rate that several lanes share.

@@ -10,7 +10,7 @@ from typing import Any
 
 from simulator.calibration import Operations
 from simulator.errors import InputError
-from simulator.hardware import DType, Engine, HardwareProfile, LaneName, below_peak
+from simulator.hardware import DType, Engine, HardwareProfile, below_peak
 from simulator.kernels import Roofline
 from simulator.operations import OP, OPERATIONS, Operation
 from simulator.schema import YAMLFault, decode, parse_yaml, read_yaml
@@ -136,14 +136,7 @@ def _moving_peak(profile: HardwareProfile, operation: Operation) -> float:
     """Give the limit of a copy or conversion: of the link, or of the memory beside the engine. [B/s]"""
     if operation.cost != "copy":
         return _engine(profile, operation).peak.memory_bandwidth
-    links = profile.links
-    peaks: dict[LaneName, float] = {
-        "h2d": links.h2d.peak,
-        "d2h": links.d2h.peak,
-        "disk_read": links.disk_read.peak,
-        "disk_write": max(links.disk_write.peak, links.disk_write.cached or 0.0),
-    }
-    return peaks[operation.lane]
+    return profile.links.limit(operation.lane)
 
 
 def _override(data: dict[str, Any], override: str) -> dict[str, Any]:

@@ -196,11 +196,4 @@ def _least_seconds(
         engine = hardware.engines["gpu" if lane == "gpu" else "cpu"]
         peak = engine.peak.flops[engine.compute_dtype(placed.model.dtype)]
         return np.asarray(np.maximum(flops / peak, bytes_ / engine.peak.memory_bandwidth))
-    links = hardware.links
-    peaks = {
-        "h2d": links.h2d.peak,
-        "d2h": links.d2h.peak,
-        "disk_read": links.disk_read.peak,
-        "disk_write": max(links.disk_write.peak, links.disk_write.cached or 0.0),
-    }
-    return bytes_ / peaks[lane]
+    return bytes_ / hardware.links.limit(lane)
