@@ -17,6 +17,7 @@ from simulator.policy import Bits, ScheduleName, cohorts_in_flight
 from simulator.runtime import Runtime
 
 Quantize = Literal["none", "weights", "cache", "both", "auto"]
+ScheduleChoice = Literal["zigzag", "diagonal", "row", "auto"]
 
 GROUP_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _COHORTS = (4, 8, 16, 32, 64, 128)
@@ -34,7 +35,7 @@ class Options:
     """What the search may choose."""
 
     quantize: Quantize = "none"
-    schedule: Literal["zigzag", "diagonal", "row", "auto"] = "auto"
+    schedule: ScheduleChoice = "auto"
     pins: Pins = Pins()
 
 

@@ -17,6 +17,7 @@ from planner.listings import FORMATS, hardware, models, runtimes
 from planner.plan import read_plan
 from planner.plan_command import plan
 from planner.run_command import run
+from planner.study_command import study
 from planner.validate import validate
 from planner.verify_command import verify
 from simulator.errors import PlannerError
@@ -62,7 +63,9 @@ def _one_line(text: str) -> str:
 
 @click.group(
     cls=_Group,
-    commands=[calibrate, compare, compare_traces, hardware, models, plan, run, runtimes, validate, verify],
+    commands=[
+        *(calibrate, compare, compare_traces, hardware, models, plan, run, runtimes, study, validate, verify)
+    ],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -40,7 +40,7 @@ def explain(problem: Problem, options: Options) -> str:
     if found:
         return f"{name} does not fit: {min(found, key=lambda each: each.size).text}"
     if problem.max_latency is not None:
-        fastest = _quickest(problem, options)
+        fastest = quickest(problem, options)
         if fastest is not None:
             return (
                 f"{name}: no plan keeps the latency limit of {problem.max_latency:g} s; "
@@ -49,7 +49,7 @@ def explain(problem: Problem, options: Options) -> str:
     return f"{name}: the pinned variables contradict each other; drop one --fix"
 
 
-def _quickest(problem: Problem, options: Options) -> float | None:
+def quickest(problem: Problem, options: Options) -> float | None:
     """Give the least latency that the program reaches without its limit. [s]"""
     free = replace(problem, max_latency=None)
     latencies = []

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 
-from planner.blocks import Candidate, candidate_of, one_sided, polished
+from planner.blocks import Candidate, Solver, candidate_of, one_sided, polished
 from planner.certificate import certificate
 from planner.choices import Options, roots, smallest_block
 from planner.evaluate import FINAL_TASKS, Evaluated, evaluate, passes_within
@@ -18,6 +17,7 @@ from planner.problem import Problem, memory_limit
 from planner.program import Program
 from planner.search import SearchResult, preference, search
 from planner.uncertainty import throughput_range
+from planner.within import Fitting
 from simulator.errors import InfeasibleError, InputError, PlannerError
 from simulator.hardware import TierName
 from simulator.simulate import simulate
@@ -25,7 +25,6 @@ from simulator.simulate import simulate
 _SIMULATED = 5
 _NEAR = 0.9  # of the best answer by the program, to be worth a simulation
 _TIE = 1e-3
-_LATENCY_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -47,30 +46,34 @@ def make_plan(request: Request) -> Plan:
     """
     problem, limit = request.problem, request.problem.max_latency
     _check_positions(problem)
-    quickest = math.inf
-    for _ in range(_LATENCY_TRIES):
-        result = search(problem, request.options)
-        tried = _simulate_best(request, problem, result)
-        if not tried:
-            break
-        within = [one for one in tried if limit is None or one.prediction.latency_s <= limit * (1 + 1e-9)]
-        while within:
-            best = _choose(within)
-            longer = _played_longer(problem, best)
-            if limit is None or longer.prediction.latency_s <= limit * (1 + 1e-9):
-                return _assemble(request, result, tried, longer)
-            within = [one for one in within if one is not best]
-        quickest = min(quickest, *(one.prediction.latency_s for one in tried))
-        # The program overlaps everything perfectly: ask it for as much less as the simulation took more.
-        assert problem.max_latency is not None
-        problem = replace(problem, max_latency=0.98 * problem.max_latency * (limit or 1.0) / quickest)
-    if quickest < math.inf:
+    result = search(problem, request.options)
+    tried = _simulate_best(request, problem, result)
+    if limit is not None and tried:
+        tried += _fitted(request, result, limit)
+    within = [one for one in tried if limit is None or one.prediction.latency_s <= limit]
+    while within:
+        best = _choose(within)
+        longer = _played_longer(problem, best)
+        if limit is None or longer.prediction.latency_s <= limit * (1 + 1e-9):
+            return _assemble(request, result, tried, longer)
+        within = [one for one in within if one is not best]
+    if tried:
+        quickest = min(one.prediction.latency_s for one in tried)
         raise InfeasibleError(
             f"{problem.model.name} on {problem.hardware.name}: no plan keeps the latency limit "
             f"of {limit:g} s; the quickest found takes {quickest:.4g} s from admission to last token, "
             "so raise --max-latency"
         )
     raise InfeasibleError(explain(request.problem, request.options))
+
+
+def _fitted(request: Request, result: SearchResult, limit: float) -> list[Evaluated]:
+    """Fit blocks to a limit by simulation, unless the limit does not bind the best that there is."""
+    solver = Solver(replace(request.problem, max_latency=None), request.options)
+    fitting = Fitting(solver, limit, dict(request.options.pins.values))
+    found = fitting.around(result.candidates)
+    result.solver.programs += solver.programs
+    return found
 
 
 def _check_positions(problem: Problem) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from planner.choices import Options
+from planner.choices import Options, ScheduleChoice
 from planner.make_plan import Request, make_plan
 from planner.pins import Pins
 from planner.plan import Plan
@@ -46,7 +46,7 @@ class Kind:
     prompts: tuple[int, int] = (16, 48)
     streamed: tuple[float, float] = (0.0, 0.0)
     pins: tuple[tuple[str, Any], ...] = ()
-    schedule: Literal["zigzag", "diagonal", "row", "auto"] = "auto"
+    schedule: ScheduleChoice = "auto"
     rounds: int = 1
 
 

@@ -26,6 +26,7 @@ from simulator.units import (
     ByteRate,
     Bytes,
     FlopRate,
+    Price,
     PricePerHour,
     Seconds,
     Watts,
@@ -223,9 +224,10 @@ class Capacity(Record):
 
 
 class Cost(Record):
-    """What the machine costs: rent per hour, and electrical power of the whole machine under load."""
+    """What the machine costs: its rent, or else its purchase and the power that it draws under load."""
 
     rent: PricePerHour | None = None
+    purchase: Price | None = None
     power: Watts | None = None
     source: str
 
@@ -274,8 +276,7 @@ class HardwareProfile(Record):
 
     def source_kinds(self) -> list[SourceKind]:
         """List the kinds of sources that the profile's figures rest on."""
-        used = {name for _, name in _source_names(self.model_dump(), "")}
-        return sorted({self.sources[name].kind for name in used})
+        return sorted({self.sources[name].kind for _, name in _source_names(self.model_dump(), "")})
 
 
 def below_peak(path: str, achieved: float, peak: float, show: Callable[[float], str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from simulator.hardware import DType, Engine, HardwareProfile, below_peak
 from simulator.kernels import Roofline
 from simulator.operations import OP, OPERATIONS, Operation
 from simulator.schema import YAMLFault, decode, parse_yaml, read_yaml
-from simulator.units import BYTE_RATE, FLOP_RATE, one_line, shortened
+from simulator.units import BYTE_RATE, FLOP_RATE, multiplied, one_line, shortened
 
+_FACTOR = re.compile(r"x\s*\d+(\.\d*)?", re.ASCII)
 _KERNELS = [each.name for each in OPERATIONS if each.cost in ("matmul", "attention", "prompt_attention")]
 _TRANSFERS = [each.name for each in OPERATIONS if each.cost != "none" and each.name not in _KERNELS]
 
@@ -51,7 +53,7 @@ def _is_file(name: str) -> bool:
 
 
 def load_profile(name: str, overrides: tuple[str, ...] = ()) -> HardwareProfile:
-    """Read a profile and apply overrides of the form ``tiers.cpu.capacity=512 GiB``.
+    """Read a profile and apply overrides, of the form ``tiers.cpu.capacity=512 GiB`` or ``...=x2``.
 
     Raises:
         InputError: the file or an override is wrong.
@@ -153,10 +155,19 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     if not isinstance(node, dict) or isinstance(node.get(last), dict):
         raise InputError(one_line(f"--set {path}: this is a group of values; name one of them"))
     try:
-        node[last] = parse_yaml(text)
-    except YAMLFault:
+        node[last] = _times(node, last, text[1:]) if _FACTOR.fullmatch(text) else parse_yaml(text)
+    except (YAMLFault, ValueError):
         raise InputError(one_line(f"--set {path}: {shortened(text)} is not a value")) from None
     return data
+
+
+def _times(node: dict[str, Any], key: str, factor: str) -> Any:
+    """Multiply a figure that is there.
+
+    Raises:
+        ValueError: it is not there, or no number.
+    """
+    return parse_yaml(multiplied(str(node.get(key)), factor.strip()))
 
 
 def _no_such_key(node: object, key: str, above: list[str]) -> str:

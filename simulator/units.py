@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer
@@ -80,6 +80,23 @@ class Dimension:
         return f"{value / factor!r} {unit}"
 
 
+def multiplied(text: str, factor: str) -> str:
+    """Multiply a quantity, in its own unit and in decimal; a plain number too.
+
+    Raises:
+        ValueError: it is neither.
+
+    >>> multiplied("12.9 GB/s", "2"), multiplied("0.5", "3")
+    ('25.8 GB/s', '1.5')
+    """
+    match = _QUANTITY.fullmatch(text)
+    number, unit = (match[1], f" {match[2]}") if match else (text, "")
+    try:
+        return f"{Decimal(number.strip()) * Decimal(factor):f}{unit}"
+    except InvalidOperation:
+        raise ValueError(f"{shortened(text)} is not a number that can be multiplied") from None
+
+
 def _scaled(number: str, factor: float) -> float:
     """Multiply in decimal, so that ``"10.94 us"`` is the float nearest to 10.94e-6."""
     if not math.isfinite(float(number)):
@@ -98,6 +115,7 @@ FLOP_RATE = Dimension("a compute rate", "65 TFLOP/s", _prefixed("FLOP/s"), 1e8, 
 DURATION = Dimension("a time", "10 us", {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}, 0.0, 1e6)
 POWER = Dimension("a power", "70 W", {"W": 1.0, "kW": 1e3}, 1.0, 1e6)
 PRICE = Dimension("a price per hour", "0.53 USD/h", {"USD/h": 1.0, "$/h": 1.0}, 1e-4, 1e4)
+PURCHASE = Dimension("a price", "3500 USD", {"USD": 1.0, "kUSD": 1e3}, 1.0, 1e8)
 
 Bytes = Annotated[float, BeforeValidator(BYTES.parse), PlainSerializer(BYTES.format)]
 ByteRate = Annotated[float, BeforeValidator(BYTE_RATE.parse), PlainSerializer(BYTE_RATE.format)]
@@ -105,6 +123,7 @@ FlopRate = Annotated[float, BeforeValidator(FLOP_RATE.parse), PlainSerializer(FL
 Seconds = Annotated[float, BeforeValidator(DURATION.parse), PlainSerializer(DURATION.format)]
 Watts = Annotated[float, BeforeValidator(POWER.parse), PlainSerializer(POWER.format)]
 PricePerHour = Annotated[float, BeforeValidator(PRICE.parse), PlainSerializer(PRICE.format)]
+Price = Annotated[float, BeforeValidator(PURCHASE.parse), PlainSerializer(PURCHASE.format)]
 
 KIB = 2.0**10
 GIB = 2.0**30

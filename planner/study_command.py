@@ -1,0 +1,165 @@
+"""The command ``planner study``: plan every cell of a study, and write its table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table as TextTable
+from rich.text import Text
+
+from planner.listings import FORMATS, console, echo_json
+from planner.study import read_study
+from planner.study_answer import Answer
+from planner.study_cells import Cell, expand
+from planner.study_charts import study_charts
+from planner.study_files import Findings, make_folder, write_findings
+from planner.study_rows import Row, Table, study_table
+from planner.study_run import Backend, Store, run_cells
+from simulator.errors import InputError
+from simulator.schema import read_text
+from simulator.units import one_line
+
+JOBS = click.option(
+    "--jobs", type=click.IntRange(min=1), metavar="COUNT", help="Processes  [default: all cores]"
+)
+BACKEND = click.option(
+    "--backend",
+    type=click.Choice(["local", "ray", "dask"]),
+    default="local",
+    show_default=True,
+    help="Where cells are planned: on this machine, or on a cluster.",
+)
+ADDRESS = click.option("--address", metavar="ADDRESS", help="Of the cluster  [default: one started here]")
+_SHOWN = 12
+
+
+@click.command()
+@click.argument("study_file", metavar="STUDY", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Where table and answers go  [default: the study's name beside its file]",
+)
+@click.option(
+    "--table",
+    "kind",
+    type=click.Choice(["csv", "parquet"]),
+    default="csv",
+    show_default=True,
+    help="Format of the table.",
+)
+@JOBS
+@BACKEND
+@ADDRESS
+@click.option("--format", "output", type=FORMATS, default="text", show_default=True, help="What to print.")
+def study(
+    study_file: Path,
+    out: Path | None,
+    kind: Any,
+    jobs: int | None,
+    backend: Any,
+    address: str | None,
+    output: str,
+) -> None:
+    """Plan every cell of a study: a grid of machines, models, workloads and limits.
+
+    Answers are kept in the folder by their content: run the same command again after an interruption, or
+    after changing the study, and only what is new is planned.
+
+    \b
+    planner study study.yaml
+    planner study study.yaml --table parquet --backend dask --address tcp://head:8786
+    """  # noqa: D301 - click reads the escape
+    if address and backend == "local":
+        raise InputError("--address: only clusters have one; add --backend ray or --backend dask")
+    asked = read_study(study_file)
+    cells = expand(asked, study_file.parent)
+    folder = out or study_file.with_suffix("")
+    make_folder(folder, read_text(study_file))
+    answers = answered(cells, Store(folder), Backend(backend, address, jobs), quiet=output == "json")
+    table = study_table(cells, answers, asked.economics)
+    findings = Findings(
+        title=asked.name,
+        description=asked.description,
+        charts=study_charts(asked, table),
+        columns=table.columns,
+    )
+    path = write_findings(findings, table.rows, folder, kind)
+    if output == "json":
+        echo_json({"table": str(path), "rows": list(table.rows)})
+        return
+    console().print(summary(asked.name, table))
+    click.echo(one_line(f"written: {path}"))
+    click.echo(one_line(f"a page with charts, table and plans: planner report {folder}"))
+
+
+def answered(cells: Sequence[Cell], store: Store, backend: Backend, *, quiet: bool) -> Iterator[Answer]:
+    """Answer cells while showing how far that is; give the answers one by one.
+
+    Raises:
+        PlannerError: see :func:`planner.study_run.run_cells`.
+    """
+    with _progress(quiet) as shown:
+        task = shown.add_task("planning", total=len(cells))
+
+        def tell(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total)
+
+        passing = run_cells(cells, store, backend, tell)
+    return store.answers(cells, passing)
+
+
+#: Columns of the text table, if they vary or say something.
+_ALWAYS = ("tok_s", "latency_s", "usd_per_million_tokens", "bound_by")
+
+
+def summary(name: str, table: Table) -> Group:
+    """Show the fastest cells by what tells them apart, and how many have no plan and why."""
+    planned = sorted(
+        (row for row in table.rows if row["status"] == "planned"), key=lambda row: -float(row["tok_s"] or 0)
+    )
+    others = [row for row in table.rows if row["status"] != "planned"]
+    heading = f"{name}: {len(table.rows)} cells, {len(planned)} planned"
+    shown = _rows(table, planned[:_SHOWN])
+    lines = [f"and {len(planned) - _SHOWN} more, slower"] if len(planned) > _SHOWN else []
+    if others:
+        lines.append(f"{len(others)} without a plan, such as cell {others[0]['cell']}: {others[0]['reason']}")
+    return Group(Text(heading, style="bold"), "", shown, "", *lines)
+
+
+def _rows(table: Table, rows: Sequence[Row]) -> TextTable:
+    asked = table.columns[: [column.key for column in table.columns].index("status")]
+    varied = [c for c in asked if c.key == "cell" or len({row.get(c.key) for row in table.rows}) > 1]
+    told = [c for c in table.columns if c.key in _ALWAYS]
+    shown = TextTable(box=None, padding=(0, 2, 0, 0))
+    for column in (*varied, *told):
+        unit = f"\n{column.unit}" if column.unit else ""
+        shown.add_column(f"{column.words}{unit}", justify="left" if column.unit is None else "right")
+    for row in rows:
+        shown.add_row(*(_said(row.get(column.key)) for column in (*varied, *told)))
+    return shown
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _progress(quiet: bool) -> Progress:
+    """Show how many cells have an answer, and how long the others will take."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("cells,"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
+        disable=quiet,
+    )

@@ -1,0 +1,116 @@
+"""Plans that keep a limit of latency in the simulation, not only by the program.
+
+The program overlaps everything perfectly. It fills the limit with the block that it would finish in time,
+which takes longer in truth, the more so the smaller the groups are. So around the kinds of plans that the
+search prefers, blocks are fitted to the limit by simulation, for one group size after the other, as long as
+that helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
+
+from planner.blocks import Candidate, Solver, candidate_of, polished
+from planner.choices import group_sizes, one_group, unit_of
+from planner.evaluate import Evaluated, evaluate
+from planner.problem import Outer
+
+#: Kinds of plans (bits, schedule, homes) that are fitted.
+_KINDS = 3
+#: Blocks that are simulated for one group size.
+_STEPS = 4
+#: A block that uses this much of the limit is not made larger.
+_FULL = 0.98
+
+
+@dataclass
+class Fitting:
+    """Fits blocks to a limit of latency.
+
+    Attributes:
+        solver: of the problem without the limit.
+        limit: from admission to last token. [s]
+        fixed: names of variables that the user pinned.
+        found: everything that was simulated.
+    """
+
+    solver: Solver
+    limit: float
+    fixed: Collection[str]
+    found: list[Evaluated] = field(default_factory=list)
+
+    def around(self, candidates: list[Candidate]) -> list[Evaluated]:
+        """Fit plans like the given candidates, the preferred ones first; give all that was played."""
+        kinds: dict[object, Candidate] = {}
+        for each in candidates:
+            kind = (each.outer.shape, each.policy.stagger, each.outer.pins)
+            kinds.setdefault(kind, each)
+        for each in list(kinds.values())[:_KINDS]:
+            self._climb(each)
+        return self.found
+
+    def _climb(self, start: Candidate) -> None:
+        """Try other group sizes from a candidate's on, larger and then smaller ones, while they are better."""
+        sizes = group_sizes(self.solver.problem, self.solver.options, start.outer)
+        at = min(range(len(sizes)), key=lambda i: abs(sizes[i] - start.policy.gpu_batch))
+        best = self._fitted(start.outer, sizes[at], start.policy.block)
+        for step in (1, -1):
+            index, improved = at + step, True
+            while improved and 0 <= index < len(sizes):
+                value = self._fitted(start.outer, sizes[index], start.policy.block)
+                # Where nothing keeps the limit yet, smaller groups may.
+                improved = value > best or (value == best == 0.0 and step < 0)
+                best, index = max(best, value), index + step
+
+    def _fitted(self, outer: Outer, size: int, block: int) -> float:
+        """Fit the block for one group size, by the secant through what was played; give the best throughput.
+
+        0 if no block of this size keeps the limit.
+        """
+        outer = replace(outer, gpu_batch=size, smallest_batch=None)
+        best = 0.0
+        played: dict[int, float] = {}
+        for aim in self._blocks(outer, block, played):
+            one = self._played(outer, aim)
+            if one is None:
+                break
+            played[one.placed.policy.block] = one.prediction.latency_s
+            self.found.append(one)
+            if one.prediction.latency_s <= self.limit:
+                best = max(best, one.prediction.throughput_tok_s)
+        return best
+
+    def _blocks(self, outer: Outer, block: int, played: dict[int, float]) -> Iterator[int]:
+        """Say which block to play next, given the latencies of those that were."""
+        unit = unit_of(self.solver.problem, outer)
+        fixed = self.solver.options.pins.get("num_groups")
+        if fixed is not None or one_group(self.solver.problem, self.solver.options):
+            yield outer.gpu_batch * (fixed or 1)
+            return
+        aim = max(1, block // unit) * unit
+        for _ in range(_STEPS):
+            yield aim
+            if not played:
+                return
+            aim = max(1, int(self._crossing(played) / unit + 1e-9)) * unit
+            longest = max((size for size, time in played.items() if time <= self.limit), default=0)
+            if aim in played or aim < longest or played.get(longest, 0.0) > _FULL * self.limit:
+                return
+
+    def _crossing(self, played: dict[int, float]) -> float:
+        """Estimate the block that just keeps the limit: latency is about linear in the block."""
+        (last, time), *others = reversed(played.items())
+        if others and others[0][0] != last:
+            slope = (time - others[0][1]) / (last - others[0][0])
+            if slope > 0.0:
+                return last + (self.limit - time) / slope
+        return last * self.limit / time
+
+    def _played(self, outer: Outer, block: int) -> Evaluated | None:
+        problem = self.solver.problem
+        solution = self.solver.solve(outer, block)
+        if solution is None:
+            return None
+        candidate = candidate_of(problem, outer, block, solution, "fitted to the latency limit")
+        return evaluate(problem, polished(self.solver, candidate), self.fixed)
