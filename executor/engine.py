@@ -105,7 +105,13 @@ def execute(
     listener: Listener,
     logits: bool = False,
 ) -> Outcome:
-    """Run a layout; see `run`. With ``logits``, results hold those of their tokens."""
+    """Run a layout; see `run`. With ``logits``, results hold those of their tokens.
+
+    Raises:
+        InputError: the workload is one that can only be planned.
+    """
+    if placed.workload.scores:
+        raise InputError("workload.gen_len: the engine only generates; take --gen-len 1 or more")
     memory = Memory(placed, checkpoint, device, scratch, partial(listener.prepare, "quantising blocks"))
     try:
         with torch.inference_mode():

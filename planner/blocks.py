@@ -58,7 +58,7 @@ def real_share(problem: Problem, outer: Outer, block: float) -> float:
     prompts = problem.workload.num_prompts
     if prompts is None:
         return 1.0
-    cohort = block / cohorts_in_flight(outer.stagger, problem.workload.gen_len)
+    cohort = block / cohorts_in_flight(outer.stagger, problem.workload.passes)
     return prompts / (math.ceil(prompts / cohort - 1e-9) * cohort)
 
 
@@ -68,22 +68,22 @@ def queue_factor(problem: Problem, outer: Outer, block: float) -> float:
     The diagonal also enters and leaves: ``ceil(N / a)`` admissions, d passes apart, take
     ``(ceil(N / a) - 1) d + n`` passes.
     """
-    share, gen_len = real_share(problem, outer, block), problem.workload.gen_len
-    cohorts = cohorts_in_flight(outer.stagger, gen_len)
+    share, passes = real_share(problem, outer, block), problem.workload.passes
+    cohorts = cohorts_in_flight(outer.stagger, passes)
     if problem.workload.num_prompts is None or cohorts == 1 or outer.stagger is None:
         return share
     admissions = math.ceil(problem.workload.num_prompts * cohorts / block - 1e-9)
-    return share * admissions * outer.stagger / ((admissions - 1) * outer.stagger + gen_len)
+    return share * admissions * outer.stagger / ((admissions - 1) * outer.stagger + passes)
 
 
 def best_queue_factor(problem: Problem, outer: Outer) -> float:
     """Give the most that :func:`queue_factor` can be at any block of at least a group size."""
     unit = unit_of(problem, outer)
-    prompts, gen_len = problem.workload.num_prompts, problem.workload.gen_len
+    prompts, passes = problem.workload.num_prompts, problem.workload.passes
     if prompts is None or unit == outer.gpu_batch or outer.stagger is None:
         return 1.0
     admissions = prompts / outer.gpu_batch
-    return min(1.0, admissions * outer.stagger / ((admissions - 1) * outer.stagger + gen_len))
+    return min(1.0, admissions * outer.stagger / ((admissions - 1) * outer.stagger + passes))
 
 
 def best_block(solver: Solver, outer: Outer, relaxed_block: float | None) -> Candidate | None:

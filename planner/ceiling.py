@@ -60,7 +60,7 @@ def _ceiling_of(problem: Problem, shape: Shape) -> Ceiling:
     if room <= 0:
         return Ceiling(0.0, "memory")
     count = problem.workload.num_prompts or math.inf
-    low, high = sweep_rate_range(one.cache_read, room, problem.workload.gen_len, count)
+    low, high = sweep_rate_range(one.cache_read, room, problem.workload.passes, count)
     rows = [
         Row("least sweeps", {"sweeps": -1.0}, -low),
         Row("most sweeps", {"sweeps": 1.0}, max(low, high)),
@@ -75,7 +75,7 @@ def _ceiling_of(problem: Problem, shape: Shape) -> Ceiling:
     found = minimise({"time": 1.0}, rows, sizes)
     assert found is not None
     dearest = min(range(len(demands)), key=lambda number: found.duals[f"demand {number}"])
-    return Ceiling(problem.workload.gen_len / found.values["time"], demands[dearest][0])
+    return Ceiling(problem.workload.counted_tokens / found.values["time"], demands[dearest][0])
 
 
 def _demands(problem: Problem, shape: Shape, one: _Sequence) -> list[tuple[str, float, float, float]]:
@@ -119,23 +119,24 @@ def _sequence(problem: Problem, shape: Shape) -> _Sequence:
     """Sum the work of one sequence's life at the asymptotic rates of the kernels."""
     model, workload = problem.model, problem.workload
     best = _best_rates(problem)
-    tokens = workload.prompt_len + workload.gen_len - 1
+    own, passes = workload.own_len, workload.passes
+    tokens = own + passes - 1
     linear = model.num_layers * sum(model.linear_flops(stage) for stage in BLOCK_STAGES)
-    flops = tokens * linear + workload.gen_len * model.linear_flops("head")
+    flops = tokens * linear + workload.counted_tokens * model.linear_flops("head")
     prompt = OPERATIONS[OP["attend_prompt"]]
     attend, attend_cpu = OPERATIONS[OP["attend"]], OPERATIONS[OP["attend_cpu"]]
-    read = kv_bytes_read(1.0, workload.prompt_len, workload.gen_len) * model.num_layers
+    read = kv_bytes_read(1.0, own, passes) * model.num_layers
     expanded = read * model.kv_bytes_per_token
-    positions = np.arange(1, workload.gen_len)
+    positions = np.arange(1, passes)
     attention = model.num_layers * float(
-        model.attention_flops(np.ones(len(positions)), workload.prompt_len + positions - 1.0).sum()
+        model.attention_flops(np.ones(len(positions)), own + positions - 1.0).sum()
     )
 
     def least(operation: str, work: float, moved: float) -> float:
         roofline = best.roofline(OPERATIONS[OP[operation]])
         return max(work / roofline.flops, moved / roofline.bandwidth)
 
-    prompt_flops = model.num_layers * model.attention_flops(float(workload.prompt_len), 0.0)
+    prompt_flops = model.num_layers * model.attention_flops(float(own), 0.0)
     layers = model.num_layers * model.weight_bytes(model.layer_weights())
     head = layer_weight_bytes(model, shape, problem.runtime, CellKind.HEAD)
     return _Sequence(

@@ -60,7 +60,7 @@ def io_bytes(problem: Problem, best: Evaluated) -> tuple[float, float]:
     loads = ("load_weights", "relay_weights", "load_cache")
     moved = sum(_counted_bytes(best.simulation, name) for name in loads)
     stored = model.kv_bytes(policy.cache_bits, policy.quant_group)
-    read = kv_bytes_read(model.num_layers * stored, workload.prompt_len, workload.gen_len)
+    read = kv_bytes_read(model.num_layers * stored, workload.own_len, workload.passes)
     weights = float(placed.layer_bytes[first_loaded(placed.runtime) :].sum())
     gpu, room = tiers["gpu"].usable, sum(tier.usable for tier in tiers.values()) - weights
     crossing = 1.0 - float(CACHE_ON_CPU_ENGINE @ placed.placement)
@@ -71,7 +71,7 @@ def io_bytes(problem: Problem, best: Evaluated) -> tuple[float, float]:
             weights,
             gpu,
             room,
-            workload.gen_len,
+            workload.passes,
             crossing=min(1.0, max(0.0, crossing)),
             preloaded_bytes=gpu,
         )

@@ -110,7 +110,7 @@ def _idle(homes: Pins, pins: Pins) -> bool:
 
 def unit_of(problem: Problem, outer: Outer) -> int:
     """Give the smallest step of the block: one group in every cohort."""
-    return outer.gpu_batch * cohorts_in_flight(outer.stagger, problem.workload.gen_len)
+    return outer.gpu_batch * cohorts_in_flight(outer.stagger, problem.workload.passes)
 
 
 def smallest_block(problem: Problem, options: Options, root: Outer) -> tuple[Outer, int]:
@@ -128,7 +128,7 @@ def group_sizes(problem: Problem, options: Options, root: Outer) -> tuple[int, .
         InputError: a pinned sub-batch does not divide a pinned group.
     """
     pins = options.pins
-    cohorts = cohorts_in_flight(root.stagger, problem.workload.gen_len)
+    cohorts = cohorts_in_flight(root.stagger, problem.workload.passes)
     groups, parts, fixed = pins.get("num_groups"), pins.get("prompt_batch"), pins.get("gpu_batch")
     if groups is not None and groups % cohorts:
         return ()
@@ -167,7 +167,7 @@ def _pinning(problem: Problem, options: Options) -> tuple[bool, ...]:
 
 def _staggers(problem: Problem, options: Options) -> list[int | None]:
     """List the spreads of admissions to try: None is zig-zag (and row-by-row)."""
-    gen_len, runtime = problem.workload.gen_len, problem.runtime
+    passes, runtime = problem.workload.passes, problem.runtime
     able = set(runtime.schedules)
     fixed, groups = options.pins.get("stagger"), options.pins.get("num_groups")
     wanted: set[ScheduleName] = able if options.schedule == "auto" else {options.schedule} & able
@@ -177,18 +177,18 @@ def _staggers(problem: Problem, options: Options) -> list[int | None]:
     if fixed is not None:
         return [_fixed_stagger(problem, fixed, groups, wanted)]
     staggers: list[int | None] = [None] if wanted & {"zigzag", "row"} else []
-    if "diagonal" in wanted and gen_len > 1:
-        spread = {math.ceil(gen_len / cohorts) for cohorts in _COHORTS if cohorts <= gen_len} | {1}
-        staggers += sorted(every for every in spread if cohorts_in_flight(every, gen_len) > 1)
+    if "diagonal" in wanted and passes > 1:
+        spread = {math.ceil(passes / cohorts) for cohorts in _COHORTS if cohorts <= passes} | {1}
+        staggers += sorted(every for every in spread if cohorts_in_flight(every, passes) > 1)
     if not staggers:
-        raise InputError(
-            f"--schedule {options.schedule}: sequences of one generated token cannot be staggered"
-        )
+        scored = problem.workload.scores
+        what = "prompts that are scored" if scored else "sequences of one generated token"
+        raise InputError(f"--schedule {options.schedule}: {what} cannot be staggered")
     return staggers
 
 
 def _fixed_stagger(problem: Problem, fixed: int, groups: int | None, wanted: set[ScheduleName]) -> int | None:
-    cohorts = cohorts_in_flight(fixed, problem.workload.gen_len)
+    cohorts = cohorts_in_flight(fixed, problem.workload.passes)
     if cohorts > 1 and "diagonal" not in wanted:
         raise InputError(f"--fix stagger={fixed}: a diagonal schedule, which is not among those allowed here")
     if groups is not None and groups % cohorts:

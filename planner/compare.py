@@ -29,6 +29,7 @@ from planner.plan_command import (
     read_workload,
 )
 from planner.problem import Problem
+from planner.words import lengths
 from simulator.errors import InfeasibleError, InputError
 from simulator.hardware import HardwareProfile
 from simulator.model import ModelSpec
@@ -88,8 +89,8 @@ class Comparison:
         work = asked.workload
         count = "a long queue of" if work.num_prompts is None else str(work.num_prompts)
         queue = f"{count} prompt{'s' * (work.num_prompts != 1)}"
-        lengths = f"{queue}, {work.prompt_len} tokens in, {work.gen_len} out"
-        return f"{asked.model.name} on {asked.hardware.name}", f"{lengths}, quantize {asked.quantize}"
+        said = f"{queue}, {lengths(work)}, quantize {asked.quantize}"
+        return f"{asked.model.name} on {asked.hardware.name}", said
 
     @property
     def speeds(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from planner.compare_published import Published
 from planner.compare_rows import Best, Failed, Row, faster
-from planner.report import duration
+from planner.words import duration
 from simulator.policy import Split
 
 _LEFT = ("engine", "schedule", "policy as\npublished", "busiest")

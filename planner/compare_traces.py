@@ -15,7 +15,7 @@ from rich.text import Text
 
 from planner.compare_report import times
 from planner.listings import FORMATS, console, echo_json
-from planner.report import size
+from planner.words import size
 from simulator.errors import InputError
 from simulator.hardware import TierName
 from simulator.trace import Trace, read_trace, write_pair

@@ -101,15 +101,15 @@ def _groups_dropped(placed: Placed, spare: dict[TierName, float]) -> Policy | No
     a_group = max(by_tier) / policy.num_groups
     short = -sum(room for room in spare.values() if room < 0.0)
     needed = max(1, math.ceil(short / a_group)) if a_group > 0.0 else policy.num_groups
-    cohorts = policy.cohorts(placed.workload.gen_len)
+    cohorts = policy.cohorts(placed.workload.passes)
     fewer = (policy.num_groups - needed) // cohorts * cohorts
     return policy.model_copy(update={"num_groups": fewer}) if fewer >= cohorts else None
 
 
-def passes_within(num_layers: int, gen_len: int, policy: Policy, tasks: int) -> int:
-    """Give how many passes a simulation may play so that it stays within a number of tasks."""
+def passes_within(num_layers: int, lives: int, policy: Policy, tasks: int) -> int:
+    """Give how many passes a simulation may play of sequences that live some, to stay within some tasks."""
     a_pass = policy.num_groups * (num_layers + 2) * _TASKS_PER_CELL
-    return max(5, min(gen_len + 1, tasks // a_pass))
+    return max(5, min(lives + 1, tasks // a_pass))
 
 
 def evaluate(
@@ -119,6 +119,6 @@ def evaluate(
     placed = fit(problem, candidate, fixed)
     if placed is None:
         return None
-    passes = passes_within(problem.model.num_layers, problem.workload.gen_len, placed.policy, tasks)
+    passes = passes_within(problem.model.num_layers, problem.workload.passes, placed.policy, tasks)
     prediction, simulation = simulate(placed, problem.hardware, passes)
     return Evaluated(candidate, placed, prediction, simulation, candidate)

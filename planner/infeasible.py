@@ -57,8 +57,8 @@ def quickest(problem: Problem, options: Options) -> float | None:
         outer, block = smallest_block(free, options, root)
         solution = Program(free, outer, block).solve()
         if solution is not None:
-            every = root.stagger or problem.workload.gen_len
-            latencies.append(solution.seconds * block * problem.workload.gen_len / every)
+            every = root.stagger or problem.workload.passes
+            latencies.append(solution.seconds * block * problem.workload.passes / every)
     return min(latencies, default=None)
 
 

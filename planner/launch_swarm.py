@@ -12,7 +12,7 @@ from rich.text import Text
 
 from planner import launch_petals
 from planner.launch_parts import Launch
-from planner.report import duration, size
+from planner.words import counted, duration, size
 from simulator.errors import InputError
 from simulator.hardware import HardwareProfile
 from simulator.model import ModelSpec
@@ -84,6 +84,8 @@ def plan_swarm(name: str, hardware: HardwareProfile, model: ModelSpec, workload:
         InfeasibleError: not even one block with one sequence fits a GPU.
         InputError: the engine is unknown, or the model cannot hold the workload's sequences.
     """
+    if workload.scores:
+        raise InputError(f"workload.gen_len: runtime {name} only generates; take --gen-len 1 or more")
     if workload.context_len > model.max_positions:
         raise InputError(
             f"workload: {workload.prompt_len} tokens in and {workload.gen_len} out exceed the "
@@ -107,9 +109,9 @@ def print_swarm(plan: SwarmPlan, console: Console) -> None:
     room = f"{size(plan.memory)} of {size(swarm.hardware.tiers['gpu'].usable)}"
     span = f"{plan.blocks} blocks" if plan.blocks > 1 else "a block"
     each = f"up to {span} each, in {swarm.engine.weight_bits} bits"
-    requests = f"{_count(chosen.clients, 'client')} x {_count(chosen.batch, 'sequence')}"
+    requests = f"{counted(chosen.clients, 'client')} x {counted(chosen.batch, 'sequence')}"
     for name, words in (
-        ("servers", f"{_count(chosen.servers, 'server')} of one GPU, {each}"),
+        ("servers", f"{counted(chosen.servers, 'server')} of one GPU, {each}"),
         ("GPU memory", f"{room}: blocks and the cache of all clients"),
         (
             "requests",
@@ -123,7 +125,3 @@ def print_swarm(plan: SwarmPlan, console: Console) -> None:
         table.add_row(name, words)
     console.print(heading, table, sep="\n")
     console.print(Text("The GPUs of clients (embedding and head) do not count.", style="dim"))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

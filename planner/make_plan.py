@@ -25,6 +25,7 @@ from simulator.simulate import simulate
 _SIMULATED = 5
 _NEAR = 0.9  # of the best answer by the program, to be worth a simulation
 _TIE = 1e-3
+_LOOSE = 0.9  # of a limit of latency: a plan that takes less is not held up by it
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ def make_plan(request: Request) -> Plan:
         PlannerError: the prediction broke a law of physics.
     """
     problem, limit = request.problem, request.problem.max_latency
-    _check_positions(problem)
+    _check_workload(problem)
     result = search(problem, request.options)
     tried = _simulate_best(request, problem, result)
     if limit is not None and tried:
-        tried += _fitted(request, result, limit)
+        tried += _fitted(request, result, tried, limit)
     within = [one for one in tried if limit is None or one.prediction.latency_s <= limit]
     while within:
         best = _choose(within)
@@ -67,8 +68,11 @@ def make_plan(request: Request) -> Plan:
     raise InfeasibleError(explain(request.problem, request.options))
 
 
-def _fitted(request: Request, result: SearchResult, limit: float) -> list[Evaluated]:
-    """Fit blocks to a limit by simulation, unless the limit does not bind the best that there is."""
+def _fitted(request: Request, result: SearchResult, tried: list[Evaluated], limit: float) -> list[Evaluated]:
+    """Fit blocks to a limit by simulation, unless the limit plainly does not bind the best that there is."""
+    best = max(tried, key=lambda one: one.prediction.throughput_tok_s)
+    if best.prediction.latency_s <= _LOOSE * limit:
+        return []
     solver = Solver(replace(request.problem, max_latency=None), request.options)
     fitting = Fitting(solver, limit, dict(request.options.pins.values))
     found = fitting.around(result.candidates)
@@ -76,14 +80,19 @@ def _fitted(request: Request, result: SearchResult, limit: float) -> list[Evalua
     return found
 
 
-def _check_positions(problem: Problem) -> None:
-    """Refuse sequences longer than the model was made for.
+def _check_workload(problem: Problem) -> None:
+    """Refuse sequences longer than the model was made for, and work that the engine cannot do.
 
     Raises:
-        InputError: prompt and generated tokens exceed the model's positions.
+        InputError: prompt and generated tokens exceed the model's positions, or the engine only generates.
     """
-    work, most = problem.workload, problem.model.max_positions
-    if work.prompt_len + work.gen_len - 1 > most:
+    work, most, runtime = problem.workload, problem.model.max_positions, problem.runtime
+    if work.scores and not runtime.scores_prompts:
+        raise InputError(
+            f"workload.gen_len: runtime {runtime.name} only generates; take --gen-len 1 or more, "
+            "or --runtime reference"
+        )
+    if work.positions > most:
         raise InputError(
             f"workload: {work.prompt_len} tokens in and {work.gen_len} out exceed the {most} positions of "
             f"{problem.model.name}; shorten --prompt-len or --gen-len"
@@ -130,10 +139,10 @@ def _promising(problem: Problem, candidates: list[Candidate]) -> list[Candidate]
 
     Few groups have the smaller overheads, which the program does not see.
     """
-    gen_len = problem.workload.gen_len
+    lives = problem.workload.passes
     kinds: dict[object, Candidate] = {}
     for candidate in candidates:
-        kind = (candidate.outer.shape, candidate.policy.schedule(gen_len), candidate.outer.pins)
+        kind = (candidate.outer.shape, candidate.policy.schedule(lives), candidate.outer.pins)
         kinds.setdefault(kind, candidate)
     chosen = sorted(kinds.values(), key=preference)[:_SIMULATED]
     top = candidates[0].effective_tok_s if candidates else 0.0
@@ -146,8 +155,8 @@ def _played_longer(problem: Problem, best: Evaluated) -> Evaluated:
     """Simulate the winner with more passes, unless ranking played all that its window has."""
     if all(one.weight <= 1.0 for one in best.simulation.schedule.window.passes):
         return best
-    layers, gen_len = problem.model.num_layers, problem.workload.gen_len
-    passes = passes_within(layers, gen_len, best.placed.policy, FINAL_TASKS)
+    layers, lives = problem.model.num_layers, problem.workload.passes
+    passes = passes_within(layers, lives, best.placed.policy, FINAL_TASKS)
     prediction, simulation = simulate(best.placed, problem.hardware, passes)
     return replace(best, prediction=prediction, simulation=simulation)
 
@@ -161,7 +170,7 @@ def _choose(tried: list[Evaluated]) -> Evaluated:
 
 def _assemble(request: Request, result: SearchResult, tried: list[Evaluated], best: Evaluated) -> Plan:
     problem, placed = request.problem, best.placed
-    policy, gen_len = placed.policy, problem.workload.gen_len
+    policy = placed.policy
     outer = replace(best.candidate.outer, smallest_batch=None, pins=request.options.pins.placement())
     relaxed = Program(problem, outer).solve() or best.candidate.solution
     plan = Plan(
@@ -170,7 +179,7 @@ def _assemble(request: Request, result: SearchResult, tried: list[Evaluated], be
         model=problem.model,
         workload=problem.workload,
         runtime=problem.runtime,
-        schedule=policy.schedule(gen_len),
+        schedule=policy.schedule(problem.workload.passes),
         policy=policy,
         layout=placed.layout,
         layout_difference=placed.layout.difference(policy),
@@ -221,7 +230,7 @@ def _alternatives(
         speed = one.prediction.throughput_tok_s if one is not None else None
         found.append(
             Alternative(
-                schedule=candidate.policy.schedule(problem.workload.gen_len),
+                schedule=candidate.policy.schedule(problem.workload.passes),
                 policy=one.placed.policy if one is not None else candidate.policy,
                 lp_tok_s=candidate.lp_tok_s,
                 simulated_tok_s=speed,

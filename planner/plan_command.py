@@ -37,7 +37,11 @@ PROMPT_LEN = click.option(
     "--prompt-len", default="512", show_default=True, metavar="TOKENS", help="Tokens of a prompt."
 )
 GEN_LEN = click.option(
-    "--gen-len", default="32", show_default=True, metavar="TOKENS", help="Tokens generated from each."
+    "--gen-len",
+    default="32",
+    show_default=True,
+    metavar="TOKENS",
+    help="Tokens generated from each; 0 scores prompts.",
 )
 NUM_PROMPTS = click.option(
     "--num-prompts", metavar="COUNT", help="How many prompts wait  [default: a long queue]"

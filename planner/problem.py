@@ -55,7 +55,7 @@ class Outer:
             return self.prompt_batch or self.gpu_batch
         if self.smallest_batch not in (None, self.gpu_batch):
             return self.gpu_batch
-        return prompt_batch(self.gpu_batch, problem.workload.prompt_len)
+        return prompt_batch(self.gpu_batch, problem.workload.own_len)
 
 
 def prompt_batch(gpu_batch: int, prompt_len: int, tokens: int = PROMPT_TOKENS) -> int:

@@ -48,7 +48,7 @@ class Program:
         workload, outer = self.problem.workload, self.outer
         problem = self.problem
         self.rates = Rates(problem.hardware, problem.runtime, problem.model.dtype, outer.pinned)
-        self.cohorts = cohorts_in_flight(outer.stagger, workload.gen_len)
+        self.cohorts = cohorts_in_flight(outer.stagger, workload.passes)
         self.phases = period_demand(
             self.problem.model,
             outer.shape,
@@ -159,7 +159,7 @@ class Program:
             seconds=seconds,
             block=1.0 / tau,
             placement=placement,
-            throughput=self.problem.workload.gen_len / (self.cohorts * seconds),
+            throughput=self.problem.workload.counted_tokens / (self.cohorts * seconds),
             duals=found.duals,
             values=found.values,
         )
@@ -185,6 +185,9 @@ def define_placement(program: Program) -> None:
     """
     program.add("weights placed", dict.fromkeys(PLACEMENT[_WEIGHTS], 1.0) | {"tau": -1.0}, equal=True)
     program.add("cache placed", dict.fromkeys(PLACEMENT[_CACHE], 1.0), 1.0, equal=True)
+    pinned = any(name.startswith("cache") for name, _ in program.outer.pins)
+    if program.problem.workload.scores and not pinned:
+        program.add("no cache", {"cache_gpu": 1.0}, 1.0, equal=True)  # anywhere would do
     program.add("activations placed", dict.fromkeys(PLACEMENT[_ACTIVATIONS], 1.0), 1.0, equal=True)
     if program.block is not None:
         program.add("block", {"tau": 1.0}, 1.0 / program.block, equal=True)
@@ -241,7 +244,7 @@ def define_memory(program: Program) -> None:
     smallest = outer.smallest_batch or outer.gpu_batch
     prompts = min(smallest, outer.prompts_together(problem))
     if not outer.prompt_batch and problem.runtime.splits_prompts and smallest < outer.gpu_batch:
-        prompts = min(prompts, math.ceil(PROMPT_TOKENS / problem.workload.prompt_len))
+        prompts = min(prompts, math.ceil(PROMPT_TOKENS / problem.workload.own_len))
     batch = Batch(smallest, prompts, outer.prefetch, outer.stagger)
     # An open block may have one group only, which needs no buffers for running ahead.
     ahead = lookahead(problem.runtime, program.block // outer.gpu_batch) if program.block else 0
@@ -265,9 +268,9 @@ def define_limits(program: Program) -> None:
     most = program.problem.max_latency
     if most is None:
         return
-    gen_len = program.problem.workload.gen_len
-    every = program.outer.stagger if program.outer.stagger and program.cohorts > 1 else gen_len
-    periods = gen_len / every
+    passes = program.problem.workload.passes
+    every = program.outer.stagger if program.outer.stagger and program.cohorts > 1 else passes
+    periods = passes / every
     terms = {"admission": periods, "others": periods, "tau": -most}
     program.add("latency limit", terms, scale=1.0 / most)
 

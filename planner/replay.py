@@ -110,8 +110,8 @@ def replay(
 
 def _limit(placed: Placed) -> int | None:
     """Play all passes unless that takes too many tasks."""
-    within = passes_within(placed.model.num_layers, placed.workload.gen_len, placed.policy, MAX_TASKS)
-    return None if within >= placed.workload.gen_len else within
+    within = passes_within(placed.model.num_layers, placed.workload.passes, placed.policy, MAX_TASKS)
+    return None if within >= placed.workload.passes else within
 
 
 def _is_sampled(simulation: Simulation) -> bool:

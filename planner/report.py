@@ -10,8 +10,9 @@ from rich.text import Text
 
 from planner.plan import Plan, TierMemory
 from planner.uncertainty import NOISE
+from planner.words import counted, duration, lengths, size
 from simulator.hardware import LANES, TIERS
-from simulator.units import GB, GIB
+from simulator.units import GB
 
 _LANE_WORDS = {
     "gpu": "GPU kernels",
@@ -22,28 +23,6 @@ _LANE_WORDS = {
     "disk_write": "disk writes",
 }
 _BAR = 24
-
-
-def duration(seconds: float) -> str:
-    """Write a time as people say it.
-
-    >>> duration(75.0), duration(8000.0), duration(0.5), duration(539.9), duration(7199.0)
-    ('1 min 15 s', '2 h 13 min', '0.5 s', '9 min 0 s', '2 h 0 min')
-    """
-    if seconds < 59.5:
-        return f"{seconds:.3g} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{seconds / 86400:.1f} days"
-
-
-def size(bytes_: float) -> str:
-    """Write an amount of memory in GiB, or MiB when it is small."""
-    return f"{bytes_ / GIB:.4g} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.3g} MiB"
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -71,13 +50,14 @@ def _section(title: str, body: RenderableType) -> list[RenderableType]:
 
 def _heading(plan: Plan) -> Text:
     work = plan.workload
-    queue = "a long queue of prompts" if work.num_prompts is None else _count(work.num_prompts, "prompt")
+    queue = "a long queue of prompts" if work.num_prompts is None else counted(work.num_prompts, "prompt")
     sure = f", {_range(plan)} in 19 of 20 runs by the profile's intervals" if plan.throughput_range else ""
     return Text.assemble(
         (f"{plan.model.name} on {plan.hardware.name}", "bold"),
-        f"   {queue}, {work.prompt_len} tokens in, {work.gen_len} out, runtime {plan.runtime.name}\n",
+        f"   {queue}, {lengths(work)}, runtime {plan.runtime.name}\n",
         (f"{plan.predictions.throughput_tok_s:.4g} tok/s", "bold green"),
-        f" simulated{sure}; at most {plan.bounds.lp_tok_s:.4g} by the placement program for this block, "
+        f"{' of prompts scored,' * work.scores} simulated{sure}; "
+        f"at most {plan.bounds.lp_tok_s:.4g} by the placement program for this block, "
         f"{plan.bounds.ceiling_tok_s:.4g} for any schedule whatsoever",
     )
 
@@ -103,10 +83,6 @@ def _constant(path: str) -> str:
     return " ".join(_LANE_WORDS.get(key, key) for key in keys)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _grid(*justify: str) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for each in justify:
@@ -125,11 +101,12 @@ def _policy(plan: Plan) -> Table:
     )
     table.add_row(
         "block",
-        f"{_count(policy.block, 'sequence')}: "
-        f"{_count(policy.num_groups, 'group')} of {policy.gpu_batch}{together}",
+        f"{counted(policy.block, 'sequence')}: "
+        f"{counted(policy.num_groups, 'group')} of {policy.gpu_batch}{together}",
     )
     table.add_row("weights", f"{_where(plan.policy.weights)}{_bits(policy.weight_bits)}")
-    table.add_row("KV cache", f"{_where(policy.cache)}{_bits(policy.cache_bits)}")
+    kept = "none is kept" if plan.workload.scores else f"{_where(policy.cache)}{_bits(policy.cache_bits)}"
+    table.add_row("KV cache", kept)
     table.add_row("activations", _where(policy.activations))
     table.add_row("attention", _attention(plan))
     memory = "pinned" if policy.pinned else "pageable"
@@ -138,9 +115,9 @@ def _policy(plan: Plan) -> Table:
 
 
 def _schedule_words(plan: Plan) -> str:
-    policy, gen_len = plan.policy, plan.workload.gen_len
+    policy = plan.policy
     if plan.schedule == "diagonal":
-        cohorts = policy.cohorts(gen_len)
+        cohorts = policy.cohorts(plan.workload.passes)
         cohort = policy.block // cohorts
         every = "every pass" if policy.stagger == 1 else f"every {policy.stagger} passes"
         return f"diagonal: admit {cohort} sequences {every} ({cohorts} cohorts in flight)"
@@ -160,6 +137,8 @@ def _bits(bits: int) -> str:
 
 
 def _attention(plan: Plan) -> str:
+    if plan.workload.scores:
+        return "of prompts, on the GPU"
     cache, share = plan.policy.cache, plan.policy.cpu_attention
     on_cpu = cache.cpu * share.cpu + cache.disk * share.disk
     if on_cpu < 5e-5:
@@ -190,11 +169,14 @@ def _expectations(plan: Plan) -> Table:
         f"{gap:.1f} % above",
     )
     if plan.workload.num_prompts is not None:
-        whole = plan.workload.num_prompts * plan.workload.gen_len / seen.throughput_tok_s
-        table.add_row("whole queue", duration(whole), _count(plan.workload.num_prompts, "prompt"))
-    table.add_row("latency", duration(seen.latency_s), "of a sequence, admission to last token")
-    admission = "prompts of a block" if plan.schedule != "diagonal" else "a pass that admits prompts"
-    table.add_row("first token", duration(seen.prefill_s), admission)
+        whole = plan.workload.num_prompts * plan.workload.counted_tokens / seen.throughput_tok_s
+        table.add_row("whole queue", duration(whole), counted(plan.workload.num_prompts, "prompt"))
+    if plan.workload.scores:
+        table.add_row("latency", duration(seen.latency_s), "of a block of prompts, admission to last score")
+    else:
+        table.add_row("latency", duration(seen.latency_s), "of a sequence, admission to last token")
+        admission = "prompts of a block" if plan.schedule != "diagonal" else "a pass that admits prompts"
+        table.add_row("first token", duration(seen.prefill_s), admission)
     if bounds.io_lower_bound_bytes > 0:
         ratio = bounds.io_bytes / bounds.io_lower_bound_bytes
         least = _gb(bounds.io_lower_bound_bytes)

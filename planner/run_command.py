@@ -17,6 +17,7 @@ from simulator.errors import InputError, PlannerError
 from simulator.model import ModelSpec
 from simulator.trace import Trace, write_trace
 from simulator.units import one_line, shortened
+from simulator.workload import Workload
 
 if TYPE_CHECKING:
     from executor.answers import AnswerFile
@@ -114,6 +115,7 @@ def run(  # noqa: PLR0913 - one parameter per option
             f"{plan_file}: a plan for {plan.runtime.name}, which is not part of this project; make one with "
             "--runtime reference, or start that engine with what `planner plan --launch` prints"
         )
+    _check_work(plan_file, plan.workload)
     _check_files(files)
     opened = open_checkpoint("run", checkpoint)
     _check_model(plan.model, opened.model, checkpoint)
@@ -122,6 +124,15 @@ def run(  # noqa: PLR0913 - one parameter per option
         echo_json(report.to_json())
     else:
         click.echo(report.text(), nl=False)
+
+
+def _check_work(plan_file: Path, workload: Workload) -> None:
+    """Refuse work that can be planned but not run."""
+    if workload.scores:
+        raise InputError(
+            f"{plan_file}: a plan that scores prompts, which cannot be run yet; make one with "
+            "--gen-len 1 or more"
+        )
 
 
 def _check_files(files: _Files) -> None:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
 from planner.plan import Plan
-from planner.report import duration, size
+from planner.words import duration, size
 from simulator.hardware import TIERS, TierName
 from simulator.units import one_line
 

@@ -116,8 +116,8 @@ class _Timed:
     @classmethod
     def of(cls, placed: Placed, hardware: HardwareProfile) -> _Timed:
         """Make the schedule."""
-        layers, gen_len = placed.model.num_layers, placed.workload.gen_len
-        passes = passes_within(layers, gen_len, placed.policy, _TASKS)
+        layers, lives = placed.model.num_layers, placed.workload.passes
+        passes = passes_within(layers, lives, placed.policy, _TASKS)
         return cls(placed, hardware, generate(placed, passes))
 
     def causes(self, intervals: dict[str, Interval]) -> Iterator[Cause]:
@@ -174,7 +174,7 @@ class _Timed:
         )
         # A pass that is played but not counted may still delay one that is.
         weights = np.maximum(1.0, [one.weight for one in window.passes])[self.schedule.pass_index[tasks]]
-        total = window.sequences * self.placed.workload.gen_len / self._usual
+        total = window.sequences * self.placed.workload.counted_tokens / self._usual
         change: FloatArray = weights * np.abs(after - before)
         return bool(change.sum() < _LITTLE * total)
 

@@ -51,7 +51,7 @@ class Fitting:
         return self.found
 
     def _climb(self, start: Candidate) -> None:
-        """Try other group sizes from a candidate's on, larger and then smaller ones, while they are better."""
+        """Try larger group sizes than a candidate's, then smaller ones, while they are better."""
         sizes = group_sizes(self.solver.problem, self.solver.options, start.outer)
         at = min(range(len(sizes)), key=lambda i: abs(sizes[i] - start.policy.gpu_batch))
         best = self._fitted(start.outer, sizes[at], start.policy.block)

@@ -99,7 +99,7 @@ def make_grid(placed: Placed, window: Window) -> Grid:
     kinds = np.array(layer_kinds(placed.model, placed.runtime))
     positions = sorted({position for one in window.passes for _, position in one.cohorts})
     index_of = {position: index for index, position in enumerate(positions)}
-    per_cohort = groups_per_cohort(policy.num_groups, policy.cohorts(workload.gen_len))
+    per_cohort = groups_per_cohort(policy.num_groups, policy.cohorts(workload.passes))
     columns: list[IntArray] = [_start_cells(policy.prefetch)]
     base, previous = policy.prefetch, None
     for index, one in enumerate(window.passes):
@@ -133,13 +133,8 @@ def cell_kinds(workload: Workload, positions: FloatArray, gpu_batch: int, prompt
     Position 0 is the prompt, in sub-batches; position t > 0 is one token over s + t - 1 cached ones.
     """
     at = np.tile(positions, len(WORKING))
-    prompt = at == 0
-    return Cells(
-        kind=np.repeat(np.array(WORKING), len(positions)),
-        sequences=np.where(prompt, prompt_batch, gpu_batch).astype(float),
-        new=np.where(prompt, workload.prompt_len, 1).astype(float),
-        cached=np.where(prompt, 0, workload.prompt_len + at - 1),
-    )
+    sequences = np.where(at == 0, prompt_batch, gpu_batch).astype(float)
+    return Cells.at(workload, np.repeat(np.array(WORKING), len(positions)), sequences, at)
 
 
 def _start_cells(count: int) -> IntArray:

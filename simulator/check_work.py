@@ -66,7 +66,7 @@ def due_work(schedule: Schedule, placed: Placed) -> dict[str, dict[Place, list[A
     Amounts are those of ``simulator.operations`` for a cell of its kind and position.
     """
     policy, model = placed.policy, placed.model
-    per_cohort = policy.num_groups // policy.cohorts(placed.workload.gen_len)
+    per_cohort = policy.num_groups // policy.cohorts(placed.workload.passes)
     parts = policy.gpu_batch // policy.prompts_together
     amounts = _amounts(schedule, placed)
     due: dict[str, dict[Place, list[Amount]]] = {operation.name: {} for operation in OPERATIONS}
@@ -88,11 +88,14 @@ def _amounts(schedule: Schedule, placed: Placed) -> dict[tuple[CellKind, int], d
     positions = sorted({position for one in schedule.window.passes for _, position in one.cohorts})
     policy, workload = placed.policy, placed.workload
     places = [(kind, position) for kind in WORKING for position in positions]
+    new = np.array([1.0 if t else float(workload.own_len) for _, t in places])
     cells = Cells(
         kind=np.array([int(kind) for kind, _ in places]),
         sequences=np.array([float(policy.gpu_batch if t else policy.prompts_together) for _, t in places]),
-        new=np.array([1.0 if t else float(workload.prompt_len) for _, t in places]),
-        cached=np.array([float(workload.prompt_len + t - 1 if t else 0) for _, t in places]),
+        new=new,
+        cached=np.array([float(workload.own_len + t - 1 if t else 0) for _, t in places]),
+        kept=np.zeros(len(places)) if workload.scores else new,
+        judged=new if workload.scores else np.ones(len(places)),
     )
     amounts: dict[tuple[CellKind, int], dict[str, Amount]] = {place: {} for place in places}
     for name, work in cell_work(placed.model, placed.shape, placed.runtime, cells).items():

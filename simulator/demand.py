@@ -80,8 +80,8 @@ def period_demand(  # noqa: PLR0913 - what decides the form of the demand, each 
     In a period every position of a sequence's life is visited once by one cohort, so a sequence in flight
     accounts for 1/cohorts of a life.
     """
-    cohorts = cohorts_in_flight(stagger, workload.gen_len)
-    every = stagger if stagger and cohorts > 1 else workload.gen_len
+    cohorts = cohorts_in_flight(stagger, workload.passes)
+    every = stagger if stagger and cohorts > 1 else workload.passes
     beside, others = period_positions(workload, every)
     positions = np.concatenate([[0.0], beside, others])
     kinds = cell_kinds(workload, positions, gpu_batch, prompt_batch)

@@ -125,15 +125,16 @@ def buffers(
         loaded.remove(CellKind.EMBED)
     layer = max(layer_weight_bytes(model, shape, runtime, kind) for kind in loaded)
     context = batch.gpu_batch * workload.context_len
-    new = max(batch.prompt_batch * workload.prompt_len, batch.gpu_batch)
+    new = max(batch.prompt_batch * workload.own_len, batch.gpu_batch)
+    kept = 0 if workload.scores else new
     stored = model.kv_bytes(shape.cache_bits, shape.quant_group)
     forms: dict[BufferName, tuple[TierName, FloatArray]] = {
         "weights": ("gpu", layer * STREAMED_WEIGHTS),
         "weight_staging": ("cpu", layer * DISK_WEIGHTS),
         "cache": ("gpu", context * stored * CACHE_STREAMED),
         "cache_staging": ("cpu", context * stored * CACHE_ON_DISK),
-        "new_cache": ("gpu", new * model.kv_bytes_per_token * CACHE_OFF_GPU),
-        "cache_writing": ("cpu", new * stored * CACHE_ON_DISK),
+        "new_cache": ("gpu", kept * model.kv_bytes_per_token * CACHE_OFF_GPU),
+        "cache_writing": ("cpu", kept * stored * CACHE_ON_DISK),
         "activations": ("gpu", new * model.hidden_bytes * ACTIVATIONS_OFF_GPU),
     }
     slots = buffer_slots(runtime, batch.prefetch, ahead)
@@ -144,12 +145,13 @@ def workspaces(
     model: ModelSpec, shape: Shape, runtime: Runtime, workload: Workload, batch: Batch, ahead: int
 ) -> list[MemoryItem]:
     """Scratch memory of the kernels themselves: intermediates, scores, logits, expanded weights and cache."""
-    new = max(batch.prompt_batch * workload.prompt_len, batch.gpu_batch)
+    new = max(batch.prompt_batch * workload.own_len, batch.gpu_batch)
+    judged = batch.prompt_batch * workload.own_len if workload.scores else batch.gpu_batch
     projected = model.qkv_bytes + model.query_bytes
     widest = max((1 + ahead) * projected, ahead * projected + model.ffn_bytes)
-    compute: float = new * (2 * model.hidden_bytes + widest) + batch.gpu_batch * model.logits_bytes
+    compute: float = new * (2 * model.hidden_bytes + widest) + judged * model.logits_bytes
     if not runtime.fused_attention:
-        compute += batch.prompt_batch * model.num_heads * 4.0 * workload.prompt_len**2
+        compute += batch.prompt_batch * model.num_heads * 4.0 * workload.own_len**2
     context = batch.gpu_batch * workload.context_len * model.kv_bytes_per_token
     wide = 4.0 / model.element_bytes  # times as many bytes in float32
     items = [

@@ -1,8 +1,8 @@
 """Passes: which groups are in flight, at which position, and which passes a simulation plays.
 
 In one pass every sequence in flight advances by one step: position 0 is its whole prompt, position t > 0 one
-token over ``prompt_len + t - 1`` cached ones. A cohort is admitted every ``stagger`` passes and lives
-``gen_len`` passes; admitting a whole block at once is zig-zag.
+token over ``own_len + t - 1`` cached ones. A cohort is admitted every ``stagger`` passes and lives
+``Workload.passes`` passes; admitting a whole block at once is zig-zag.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Window:
     latency_windows: float
 
 
-def pass_at(number: int, stagger: int, gen_len: int, cohorts: range | None = None) -> Pass:
+def pass_at(number: int, stagger: int, lives: int, cohorts: range | None = None) -> Pass:
     """List the cohorts in flight in a pass; ``cohorts`` limits which are ever admitted (None: all)."""
     newest = number // stagger
-    oldest = (number - gen_len) // stagger + 1
+    oldest = (number - lives) // stagger + 1
     alive = range(newest, oldest - 1, -1)
     if cohorts is not None:
         alive = range(min(newest, cohorts.stop - 1), max(oldest, cohorts.start) - 1, -1)
@@ -87,9 +87,9 @@ def window(policy: Policy, workload: Workload, max_passes: int | None = MAX_PASS
     Zig-zag and row-by-row play one block from a cold start. The diagonal plays one period of the steady
     state after a warm-up. A finite number of prompts plays the whole run, admissions and drain included.
     """
-    stagger = policy.stagger or workload.gen_len
-    if policy.cohorts(workload.gen_len) == 1:
-        stagger = workload.gen_len
+    stagger = policy.stagger or workload.passes
+    if policy.cohorts(workload.passes) == 1:
+        stagger = workload.passes
         if workload.num_prompts is None or workload.num_prompts <= policy.block:
             return _block(workload, min(policy.block, workload.num_prompts or policy.block), max_passes)
         blocks = math.ceil(workload.num_prompts / policy.block)
@@ -105,17 +105,17 @@ def first_step(workload: Workload, sequences: float) -> Window:
 
     So FlexGen's benchmark measures large models; the cache is still short then.
     """
-    later = (Pass(1, ((0, 1),), workload.gen_len - 1.0),) if workload.gen_len > 1 else ()
+    later = (Pass(1, ((0, 1),), workload.passes - 1.0),) if workload.passes > 1 else ()
     return Window((Pass(0, ((0, 0),)), *later), sequences, 1.0)
 
 
 def _block(workload: Workload, sequences: float, max_passes: int | None) -> Window:
-    passes = _counted(range(workload.gen_len), workload.gen_len, workload.gen_len, range(1), max_passes)
+    passes = _counted(range(workload.passes), workload.passes, workload.passes, range(1), max_passes)
     return Window(tuple(passes), sequences, 1.0)
 
 
 def _counted(
-    numbers: range, stagger: int, gen_len: int, cohorts: range | None, max_passes: int | None
+    numbers: range, stagger: int, lives: int, cohorts: range | None, max_passes: int | None
 ) -> list[Pass]:
     """Make the passes of a range and sample them if they are many.
 
@@ -128,10 +128,10 @@ def _counted(
     elif len(admissions) == 1:
         chosen = {admissions[0]: 1.0} | sample(numbers.start + 1, numbers.stop - 1, max(3, max_passes // 4))
     else:
-        corners = (gen_len, admissions[-1] + 1) if cohorts is not None else ()
+        corners = (lives, admissions[-1] + 1) if cohorts is not None else ()
         chosen = _sample_runs(numbers, set(admissions), sorted(corners), max_passes)
     return [
-        Pass(number, pass_at(number, stagger, gen_len, cohorts).cohorts, weight)
+        Pass(number, pass_at(number, stagger, lives, cohorts).cohorts, weight)
         for number, weight in sorted(chosen.items())
     ]
 
@@ -154,25 +154,25 @@ def _sample_runs(
 def _steady(policy: Policy, workload: Workload, stagger: int, max_passes: int | None) -> Window:
     """One period of the steady state: warm-up passes, the period, and one pass that closes it."""
     periods = max(1, -(-3 // stagger))
-    start = stagger * -(-(workload.gen_len + 2) // stagger)  # cohorts in flight are numbered from 0
+    start = stagger * -(-(workload.passes + 2) // stagger)  # cohorts in flight are numbered from 0
     length = periods * stagger
     uncounted = dict.fromkeys([*range(start - 2, start), start + length], 0.0)
-    counted = _counted(range(start, start + length), stagger, workload.gen_len, None, max_passes)
-    edges = [Pass(p, pass_at(p, stagger, workload.gen_len).cohorts, 0.0) for p in uncounted]
+    counted = _counted(range(start, start + length), stagger, workload.passes, None, max_passes)
+    edges = [Pass(p, pass_at(p, stagger, workload.passes).cohorts, 0.0) for p in uncounted]
     passes = tuple(sorted([*counted, *edges], key=lambda one: one.number))
-    cohort = policy.block / policy.cohorts(workload.gen_len)
-    return Window(passes, cohort * periods, workload.gen_len / length)
+    cohort = policy.block / policy.cohorts(workload.passes)
+    return Window(passes, cohort * periods, workload.passes / length)
 
 
 def _finite(
     policy: Policy, workload: Workload, num_prompts: int, stagger: int, max_passes: int | None
 ) -> Window:
     """Play a whole staggered run: cohorts enter one by one and the last ones drain."""
-    cohort = policy.block / policy.cohorts(workload.gen_len)
+    cohort = policy.block / policy.cohorts(workload.passes)
     count = math.ceil(num_prompts / cohort)
-    last = (count - 1) * stagger + workload.gen_len
-    passes = _counted(range(last), stagger, workload.gen_len, range(count), max_passes)
-    return Window(tuple(passes), num_prompts, workload.gen_len / last)
+    last = (count - 1) * stagger + workload.passes
+    passes = _counted(range(last), stagger, workload.passes, range(count), max_passes)
+    return Window(tuple(passes), num_prompts, workload.passes / last)
 
 
 def peak_tokens(workload: Workload, stagger: int | None, page_tokens: int) -> tuple[float, float]:
@@ -185,20 +185,20 @@ def peak_tokens(workload: Workload, stagger: int | None, page_tokens: int) -> tu
     Activations at home: the prompts of the cohort that is admitted, and a token of every sequence in flight,
     since each cohort keeps a place for its tokens throughout. A single cohort has them in its prompts' place.
     """
-    gen_len, every = workload.gen_len, stagger or workload.gen_len
-    cohorts = cohorts_in_flight(stagger, gen_len)
+    lives, every = workload.passes, stagger or workload.passes
+    cohorts = cohorts_in_flight(stagger, lives)
     if cohorts == 1:
-        every = gen_len
+        every = lives
 
     def held(position: int) -> int:
-        tokens = workload.prompt_len + (position if page_tokens else gen_len - 1)
+        tokens = workload.cached_at(position if page_tokens else lives - 1)
         return -(-tokens // page_tokens) * page_tokens if page_tokens else tokens
 
     # Within a period the sum grows with the pass until the oldest cohort retires, so two passes suffice.
-    retiring = gen_len - 1 - (cohorts - 1) * every
+    retiring = lives - 1 - (cohorts - 1) * every
     full = sum(held(i * every + retiring) for i in range(cohorts))
     after = sum(held(i * every + every - 1) for i in range(cohorts - 1)) if retiring < every - 1 else 0
-    at_home = workload.prompt_len + (cohorts if cohorts > 1 else 0)
+    at_home = workload.own_len + (cohorts if cohorts > 1 else 0)
     return max(full, after) / cohorts, at_home / cohorts
 
 
@@ -208,7 +208,7 @@ def period_positions(workload: Workload, stagger: int | None) -> tuple[FloatArra
     In a period of ``stagger`` passes the cohorts in flight visit every position of a life once; position 0
     is the prompt, those at multiples of the stagger meet a prompt in the same pass.
     """
-    every = stagger or workload.gen_len
-    positions = np.arange(1, workload.gen_len)
+    every = stagger or workload.passes
+    positions = np.arange(1, workload.passes)
     with_prompt = positions % every == 0
     return positions[with_prompt].astype(float), positions[~with_prompt].astype(float)

@@ -134,13 +134,13 @@ class Policy(Record):
         """Sequences whose prompts are computed in one go."""
         return self.prompt_batch or self.gpu_batch
 
-    def cohorts(self, gen_len: int) -> int:
+    def cohorts(self, passes: int) -> int:
         """Count the sets of groups in flight that were admitted in different passes: ceil(n / stagger)."""
-        return cohorts_in_flight(self.stagger, gen_len)
+        return cohorts_in_flight(self.stagger, passes)
 
-    def schedule(self, gen_len: int) -> ScheduleName:
+    def schedule(self, passes: int) -> ScheduleName:
         """Name the traversal: one group is row-by-row, one admission a block is zig-zag, else diagonal."""
-        if self.cohorts(gen_len) > 1:
+        if self.cohorts(passes) > 1:
             return "diagonal"
         return "row" if self.num_groups == 1 else "zigzag"
 
@@ -163,6 +163,6 @@ class Policy(Record):
         )
 
 
-def cohorts_in_flight(stagger: int | None, gen_len: int) -> int:
-    """Count cohorts in flight at most when one is admitted every ``stagger`` passes and lives ``gen_len``."""
-    return 1 if stagger is None else max(1, math.ceil(gen_len / stagger))
+def cohorts_in_flight(stagger: int | None, passes: int) -> int:
+    """Count cohorts in flight at most when one is admitted every ``stagger`` passes and lives ``passes``."""
+    return 1 if stagger is None else max(1, math.ceil(passes / stagger))

@@ -82,6 +82,7 @@ class Runtime(Record):
         dequantize: quantised weights are expanded once a pass or once a group.
         fused_attention: prompt attention never materialises the scores.
         splits_prompts: a group's prompts may be computed in smaller batches than its single tokens.
+        scores_prompts: it can compute the log-probabilities of a prompt's own tokens and generate nothing.
         page_tokens: tokens in a block of the paged cache; 0 is a contiguous, pre-allocated cache.
         cache_copies: how many times the cache is held: 2 where every step copies it into a longer tensor, and
             what that frees is too short for the next.
@@ -130,6 +131,7 @@ class Runtime(Record):
     quantizes: tuple[Literal["weights", "cache"], ...] = ("weights", "cache")
     quantizes_ends: bool = False
     hands_over: bool = False
+    scores_prompts: bool = False
     relay: Bytes = Field(default=0.0, validate_default=False)
     overheads: Overheads = Overheads()
     schedules: tuple[ScheduleName, ...]

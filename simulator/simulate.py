@@ -152,7 +152,7 @@ def predict(simulation: Simulation, placed: Placed) -> Prediction:
     latency = total * played.latency_windows
     prefill = float(time[admits].sum() / max(1.0, weights[admits].sum()))
     return Prediction(
-        throughput_tok_s=played.sequences * placed.workload.gen_len / total,
+        throughput_tok_s=played.sequences * placed.workload.counted_tokens / total,
         prefill_s=prefill,
         decode_s=max(0.0, latency - prefill),
         latency_s=latency,

@@ -94,7 +94,7 @@ def _cache(simulation: Simulation, placed: Placed, tier: TierName, size: float) 
     layers = placed.model.num_layers
     per_token = size / peak / layers  # of one layer
     growth, prompt = _growth(placed, schedule.window.passes)
-    per_cohort = policy.num_groups // policy.cohorts(workload.gen_len)
+    per_cohort = policy.num_groups // policy.cohorts(workload.passes)
     writers = np.nonzero(schedule.where(_WRITERS[tier]))[0]
     cohort = schedule.group[writers] // per_cohort
     first = int(cohort.min(initial=0))
@@ -119,7 +119,7 @@ def held(placed: Placed, position: int) -> int:
     workload, page = placed.workload, placed.runtime.page_tokens
     if not page:
         return workload.context_len
-    return -(-(workload.prompt_len + position) // page) * page
+    return -(-workload.cached_at(position) // page) * page
 
 
 def _growth(
@@ -154,7 +154,7 @@ def _last_passes(placed: Placed, passes: tuple[Pass, ...]) -> dict[tuple[int, in
     for index, one in enumerate(passes):
         later = {cohort for cohort, _ in passes[index + 1].cohorts} if index + 1 < len(passes) else None
         for cohort, position in one.cohorts:
-            if position == placed.workload.gen_len - 1 or (later is not None and cohort not in later):
+            if position == placed.workload.passes - 1 or (later is not None and cohort not in later):
                 gone[index, cohort] = held(placed, position)
     return gone
 

@@ -35,16 +35,42 @@ from simulator.runtime import Runtime, TensorClass
 from simulator.units import KIB
 from simulator.work_forms import Work as Work  # noqa: PLC0414 - what this module gives
 from simulator.work_forms import form, pieces
+from simulator.workload import Workload
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Kinds of cells, as columns: kind of layer, sequences, new tokens of each, cached tokens of each. [C]"""
+    """Kinds of cells, as columns. [C]
+
+    Attributes:
+        kind: of layer.
+        sequences: computed together.
+        new: tokens of each sequence that are computed.
+        cached: tokens of each whose keys and values are there already.
+        kept: tokens of each whose new keys and values are stored.
+        judged: tokens of each whose logits the head computes.
+    """
 
     kind: IntArray
     sequences: FloatArray
     new: FloatArray
     cached: FloatArray
+    kept: FloatArray
+    judged: FloatArray
+
+    @classmethod
+    def at(cls, workload: Workload, kind: IntArray, sequences: FloatArray, position: FloatArray) -> Cells:
+        """Describe cells by the position of their sequences in life: 0 is the prompt, then single tokens."""
+        prompt = position == 0
+        new = np.where(prompt, workload.own_len, 1.0)
+        return cls(
+            kind=kind,
+            sequences=sequences,
+            new=new,
+            cached=np.where(prompt, 0.0, workload.own_len + position - 1.0),
+            kept=new * (not workload.scores),
+            judged=new if workload.scores else np.ones_like(new),
+        )
 
 
 def layer_work(model: ModelSpec, shape: Shape, runtime: Runtime, kind: CellKind) -> dict[str, Work]:
@@ -86,7 +112,7 @@ def cell_work(model: ModelSpec, shape: Shape, runtime: Runtime, cells: Cells) ->
     work: dict[str, Work] = {}
     work |= _activation_work(model, runtime, cells, tokens)
     work |= _matmul_work(model, cells, tokens)
-    work |= _cache_work(model, shape, runtime, tokens * attends, cached, decode)
+    work |= _cache_work(model, shape, runtime, cells.sequences * cells.kept * attends, cached, decode)
     work |= _host_work(model, shape, runtime, cached)
     work |= _attention_work(model, shape, runtime, cells, prompt, decode)
     if shape.weight_bits < 16:
@@ -105,7 +131,7 @@ def _activation_work(model: ModelSpec, runtime: Runtime, cells: Cells, tokens: F
     """Hidden states to and from their home, and the rows of the embedding table."""
     embed, head = _marks(cells, CellKind.EMBED), _marks(cells, CellKind.HEAD)
     size = model.hidden_bytes
-    inward = size * (tokens * (1 - embed - head) + cells.sequences * head)
+    inward = size * (tokens * (1 - embed - head) + cells.sequences * cells.judged * head)
     outward = size * tokens * (1 - head)
     rows = size * tokens * embed * (not runtime.loads_embeddings)
     inner, outer = cells.sequences * (1 - embed), cells.sequences * (1 - head)
@@ -121,7 +147,7 @@ def _activation_work(model: ModelSpec, runtime: Runtime, cells: Cells, tokens: F
 
 
 def _matmul_work(model: ModelSpec, cells: Cells, tokens: FloatArray) -> dict[str, Work]:
-    """Projections, the MLP and the head (for each sequence's last token), with the traffic they cause.
+    """Projections, the MLP and the head (for tokens that are judged), with the traffic they cause.
 
     In a whole block the output projection is part of ``mlp``; an attention half has it as ``project``.
     """
@@ -130,16 +156,17 @@ def _matmul_work(model: ModelSpec, cells: Cells, tokens: FloatArray) -> dict[str
     qkv, project, mlp = (_linear_work(model, tokens, stage) for stage in BLOCK_STAGES)
     head_weights = model.head_weights()
     head_bytes = model.weight_bytes(head_weights)
+    judged = cells.sequences * cells.judged
     return {
         "qkv": qkv.times(block + _marks(cells, CellKind.ATTENTION)),
         "project": project.times(_marks(cells, CellKind.ATTENTION)),
         "mlp": (project + mlp).times(block) + mlp.times(_marks(cells, CellKind.MLP)),
         "head": form(
-            flops=cells.sequences * head * model.linear_flops("head"),
-            bytes_=head * (head_bytes + cells.sequences * (model.hidden_bytes + model.logits_bytes)),
+            flops=judged * head * model.linear_flops("head"),
+            bytes_=head * (head_bytes + judged * (model.hidden_bytes + model.logits_bytes)),
             kernels=2 * head,
             steps=_depth(head_weights) * head,
-            blocks=head * cells.sequences * model.logits_bytes / KIB,
+            blocks=head * judged * model.logits_bytes / KIB,
         ),
         "embed": form(bytes_=2 * model.hidden_bytes * tokens * embed, kernels=2 * embed),
     }

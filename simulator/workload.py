@@ -12,14 +12,45 @@ from simulator.schema import Record
 class Workload(Record):
     """Prompts and generated lengths in tokens, and how many prompts wait.
 
-    ``num_prompts`` of None is a queue that never empties: predictions are for the steady state.
+    With ``gen_len`` of 0 nothing is generated: prompts are *scored*, that is, the log-probabilities of their
+    own tokens are computed, in one pass and without keeping a key or value. ``num_prompts`` of None is a
+    queue that never empties: predictions are for the steady state.
     """
 
     prompt_len: Annotated[int, Field(ge=1, le=10_000_000)] = 512
-    gen_len: Annotated[int, Field(ge=1, le=1_000_000)] = 32
+    gen_len: Annotated[int, Field(ge=0, le=1_000_000)] = 32
     num_prompts: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+
+    @property
+    def scores(self) -> bool:
+        """Whether prompts are scored, and nothing is generated."""
+        return self.gen_len == 0
+
+    @property
+    def passes(self) -> int:
+        """Passes that a sequence lives: one for its prompt, one for each token generated after the first."""
+        return max(1, self.gen_len)
+
+    @property
+    def own_len(self) -> int:
+        """Tokens of a prompt that its sequence computes itself."""
+        return self.prompt_len
+
+    @property
+    def counted_tokens(self) -> int:
+        """Tokens of a sequence that throughput counts: those generated, or the own ones that are scored."""
+        return self.gen_len or self.own_len
+
+    @property
+    def positions(self) -> int:
+        """Positions that the model must have: the last token's result is the end."""
+        return self.prompt_len + self.passes - 1
 
     @property
     def context_len(self) -> int:
         """Tokens of a sequence whose keys and values are ever stored: the last one's are not needed."""
-        return self.prompt_len + self.gen_len - 1
+        return 0 if self.scores else self.own_len + self.gen_len - 1
+
+    def cached_at(self, position: int) -> int:
+        """Give the tokens of a sequence that are stored when its pass at a position is over."""
+        return 0 if self.scores else self.own_len + position

@@ -46,7 +46,8 @@ def with_memory(hardware: HardwareProfile, **sizes: float) -> HardwareProfile:
 @st.composite
 def problems(draw: st.DrawFn, *, finite: bool | None = False) -> Problem:
     """Draw a problem whose memories are of the order of what the model and some sequences need."""
-    model, runtime, workload = draw(models()), draw(runtimes()), draw(workloads(finite=finite))
+    model, runtime = draw(models()), draw(runtimes())
+    workload = draw(workloads(finite=finite, runtime=runtime))
     weights = total_weight_bytes(model, Shape(), load_runtime("reference"))
     one = model.num_layers * workload.context_len * model.kv_bytes_per_token
     size = draw(st.sampled_from([1, 4])) * one
@@ -65,8 +66,8 @@ def problems(draw: st.DrawFn, *, finite: bool | None = False) -> Problem:
 def outers(draw: st.DrawFn, problem: Problem) -> Outer:
     """Draw the choices outside the program that the problem's engine can run."""
     stagger = None
-    if "diagonal" in problem.runtime.schedules and problem.workload.gen_len > 1:
-        stagger = draw(st.one_of(st.none(), st.integers(1, problem.workload.gen_len - 1)))
+    if "diagonal" in problem.runtime.schedules and problem.workload.passes > 1:
+        stagger = draw(st.one_of(st.none(), st.integers(1, problem.workload.passes - 1)))
     return Outer(
         gpu_batch=draw(st.sampled_from([1, 2, 4])),
         stagger=stagger,
@@ -85,7 +86,7 @@ def cases(draw: st.DrawFn, *, finite: bool | None = False) -> tuple[Problem, Out
 
 def unit(problem: Problem, outer: Outer) -> int:
     """Give the smallest step of the block."""
-    return outer.gpu_batch * cohorts_in_flight(outer.stagger, problem.workload.gen_len)
+    return outer.gpu_batch * cohorts_in_flight(outer.stagger, problem.workload.passes)
 
 
 def seconds_per_sequence(problem: Problem, outer: Outer, block: int, placements: FloatArray) -> FloatArray:

@@ -137,12 +137,16 @@ def all_on(tier: TierName) -> Split:
     return Split(**{name: float(name == tier) for name in TIERS})
 
 
-def workloads(*, finite: bool | None = None) -> st.SearchStrategy[Workload]:
-    """Draw prompts of 1 to 40 tokens of which 1 to 6 follow; ``finite`` None draws whether they end."""
+def workloads(*, finite: bool | None = None, runtime: Runtime | None = None) -> st.SearchStrategy[Workload]:
+    """Draw prompts of 1 to 40 tokens of which 1 to 6 follow; ``finite`` None draws whether they end.
+
+    With a runtime, also what only some engines can do: prompts that are scored.
+    """
     count: st.SearchStrategy[int | None] = st.integers(1, 30)
     if finite is not True:
         count = st.none() if finite is False else st.one_of(st.none(), count)
-    gen_len = st.sampled_from([3, 4, 5, 6, 2, 1])  # evenly: small ones hide the diagonal
+    lives = [3, 4, 5, 6, 2, 1]  # evenly: small ones hide the diagonal
+    gen_len = st.sampled_from([*lives, 0] if runtime and runtime.scores_prompts else lives)
     return st.builds(Workload, prompt_len=st.integers(1, 40), gen_len=gen_len, num_prompts=count)
 
 
@@ -170,7 +174,7 @@ def policies(
     choices |= dict.fromkeys(("cache", "activations"), splits())
     choices |= {name: st.sampled_from(tiers).map(all_on) for name, tiers in whole.items()}
     names = [*runtime.schedules, *["diagonal"] * (2 * ("diagonal" in runtime.schedules))]
-    gen_len, name = workload.gen_len, draw(st.sampled_from(names))
+    gen_len, name = workload.passes, draw(st.sampled_from(names))
     if name == "diagonal" and gen_len > 1:
         uneven = [every for every in range(1, gen_len) if gen_len % every]
         stagger = draw(st.one_of(st.integers(1, gen_len - 1), st.sampled_from(uneven or [1])))
@@ -214,6 +218,6 @@ def layouts(
 ) -> Placed:
     """Draw a model, a runtime, a workload and a policy, and lay them out."""
     runtime = draw(runtimes(names=names, grain=grain, placement=placement, overheads=overheads))
-    workload = draw(workloads(finite=finite))
+    workload = draw(workloads(finite=finite, runtime=runtime))
     policy = draw(policies(runtime, workload, eighths=eighths))
     return lay_out(draw(models()), runtime, workload, policy)

@@ -58,7 +58,7 @@ def summed_demand(schedule: Schedule, placed: Placed, rates: Rates, tasks: Float
     weight = np.array([one.weight for one in played])[schedule.pass_index]
     admits = np.array([any(position == 0 for _, position in one.cohorts) for one in played])
     of_phase = np.stack([admits, ~admits])[:, schedule.pass_index] * weight * tasks
-    cohort = placed.policy.block / placed.policy.cohorts(placed.workload.gen_len)
+    cohort = placed.policy.block / placed.policy.cohorts(placed.workload.passes)
     periods = schedule.window.sequences / cohort
     return of_phase @ uses / periods
 

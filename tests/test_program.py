@@ -282,8 +282,8 @@ def test_the_latency_limit_is_a_row(case: tuple[Problem, Outer]) -> None:
     _, free = solved(problem, outer)
 
     def latency(solution: Solution) -> float:
-        every = outer.stagger or problem.workload.gen_len
-        return solution.seconds * solution.block * problem.workload.gen_len / every
+        every = outer.stagger or problem.workload.passes
+        return solution.seconds * solution.block * problem.workload.passes / every
 
     assume(outer.stagger is None or unit(problem, outer) > outer.gpu_batch)
     same = Program(replace(problem, max_latency=1.01 * latency(free)), outer).solve()

@@ -86,11 +86,12 @@ def test_the_cache_begins_and_ends_with_the_sequences_in_flight(placed, hardware
 
     def tokens(positions):
         held = [workload.prompt_len + (t if page else workload.gen_len - 1) for t in positions]
+        held = held if workload.gen_len else []
         return sum(-(-one // page) * page if page else one for one in held)
 
     first = tokens(position - 1 for _, position in passes[0].cohorts if position)
-    last = tokens(position for _, position in passes[-1].cohorts if position < workload.gen_len - 1)
-    sequences = policy.block / policy.cohorts(workload.gen_len)
+    last = tokens(position for _, position in passes[-1].cohorts if position < workload.passes - 1)
+    sequences = policy.block / policy.cohorts(workload.passes)
     token = placed.model.num_layers * placed.model.kv_bytes(policy.cache_bits, policy.quant_group)
     for use in trace.memory:
         if use.name == "KV cache":
@@ -149,7 +150,7 @@ def test_passes_divide_the_time(placed, hardware):
     assert (np.diff(edges) >= 0).all()
     weights = np.array([one.weight for one in played.passes])
     total = float(np.diff(edges) @ weights)
-    tokens = played.sequences * placed.workload.gen_len
+    tokens = played.sequences * placed.workload.counted_tokens
     assert prediction.throughput_tok_s == pytest.approx(tokens / total)
     assert prediction.latency_s == pytest.approx(total * played.latency_windows)
     assert prediction.prefill_s + prediction.decode_s == pytest.approx(prediction.latency_s) or (
@@ -226,8 +227,8 @@ def test_a_finite_run_ends_when_all_prompts_have(placed, hardware):
     """Finite queues: counted time is the whole run's, drain included."""
     prediction, simulation = simulate(placed, hardware, None)
     prompts = placed.workload.num_prompts
-    if placed.policy.cohorts(placed.workload.gen_len) > 1:
-        expected = prompts * placed.workload.gen_len / simulation.makespan
+    if placed.policy.cohorts(placed.workload.passes) > 1:
+        expected = prompts * placed.workload.counted_tokens / simulation.makespan
         assert prediction.throughput_tok_s == pytest.approx(expected)
 
 

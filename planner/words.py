@@ -1,0 +1,43 @@
+"""How reports write times, sizes, counts and lengths."""
+
+from __future__ import annotations
+
+from simulator.units import GIB
+from simulator.workload import Workload
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it.
+
+    >>> duration(75.0), duration(8000.0), duration(0.5), duration(539.9), duration(7199.0)
+    ('1 min 15 s', '2 h 13 min', '0.5 s', '9 min 0 s', '2 h 0 min')
+    """
+    if seconds < 59.5:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds / 86400:.1f} days"
+
+
+def size(bytes_: float) -> str:
+    """Write an amount of memory in GiB, or MiB when it is small."""
+    return f"{bytes_ / GIB:.4g} GiB" if bytes_ >= GIB / 10 else f"{bytes_ / 2**20:.3g} MiB"
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def lengths(work: Workload) -> str:
+    """Say what goes in and comes out.
+
+    >>> lengths(Workload(prompt_len=512, gen_len=32)), lengths(Workload(prompt_len=512, gen_len=0))
+    ('512 tokens in, 32 out', '512 tokens in, no output (scored)')
+    """
+    out = "no output (scored)" if work.scores else f"{work.gen_len} out"
+    return f"{work.prompt_len} tokens in, {out}"
