@@ -112,6 +112,8 @@ def execute(
     """
     if placed.workload.scores:
         raise InputError("workload.gen_len: the engine only generates; take --gen-len 1 or more")
+    if placed.workload.shared_prefix:
+        raise InputError("workload.shared_prefix: the engine computes every prompt whole; take 0")
     memory = Memory(placed, checkpoint, device, scratch, partial(listener.prepare, "quantising blocks"))
     try:
         with torch.inference_mode():

@@ -20,6 +20,7 @@ from planner.problem import Problem
 from simulator.cost import Rates
 from simulator.layers import CellKind, Shape, layer_weight_bytes, total_weight_bytes
 from simulator.operations import BLOCK_STAGES, OP, OPERATIONS
+from simulator.prefix import without_prefix
 
 _PRODUCTS = ("qkv", "project", "mlp", "head")
 
@@ -37,11 +38,11 @@ class _Sequence:
     """What one sequence needs, whatever the schedule. Bytes and seconds."""
 
     swept: float  # weights that every sweep goes through, as stored
-    swept_expanded: float  # the same expanded, as the kernels read them
+    swept_expanded: float  # the same expanded, as matrix products read them: without a shared prefix
     cache_read: float  # KV that its attention reads, as stored
     cache_expanded: float  # the same expanded
     matmul_seconds: float  # matrix products at the asymptotic rate
-    prompt_seconds: float  # attention over the prompt
+    prompt_seconds: float  # attention over the prompt, and all of it over a shared prefix
     attention_seconds: float  # attention of single tokens, if the GPU computes it
     cpu_seconds: float  # the same, if the CPU computes it
 
@@ -119,7 +120,7 @@ def _sequence(problem: Problem, shape: Shape) -> _Sequence:
     """Sum the work of one sequence's life at the asymptotic rates of the kernels."""
     model, workload = problem.model, problem.workload
     best = _best_rates(problem)
-    own, passes = workload.own_len, workload.passes
+    own, passes, shared = workload.own_len, workload.passes, workload.shared_prefix
     tokens = own + passes - 1
     linear = model.num_layers * sum(model.linear_flops(stage) for stage in BLOCK_STAGES)
     flops = tokens * linear + workload.counted_tokens * model.linear_flops("head")
@@ -137,7 +138,8 @@ def _sequence(problem: Problem, shape: Shape) -> _Sequence:
         return max(work / roofline.flops, moved / roofline.bandwidth)
 
     prompt_flops = model.num_layers * model.attention_flops(float(own), 0.0)
-    layers = model.num_layers * model.weight_bytes(model.layer_weights())
+    prefix_flops = model.num_layers * model.prefix_flops(np.array(float(tokens)), np.array(float(shared)))
+    layers = model.num_layers * model.weight_bytes(without_prefix(model).layer_weights())
     head = layer_weight_bytes(model, shape, problem.runtime, CellKind.HEAD)
     return _Sequence(
         swept=model.num_layers * layer_weight_bytes(model, shape, problem.runtime, CellKind.BLOCK) + head,
@@ -145,7 +147,8 @@ def _sequence(problem: Problem, shape: Shape) -> _Sequence:
         cache_read=read * model.kv_bytes(shape.cache_bits, shape.quant_group),
         cache_expanded=expanded,
         matmul_seconds=flops / max(best.roofline(OPERATIONS[OP[name]]).flops for name in _PRODUCTS),
-        prompt_seconds=least(prompt.name, float(prompt_flops), 0.0),
+        prompt_seconds=least(prompt.name, float(prompt_flops), 0.0)
+        + least("attend_prefix", float(prefix_flops), 0.0),
         attention_seconds=least(attend.name, attention, expanded) * shape.attended,
         cpu_seconds=least(attend_cpu.name, attention, expanded) * shape.attended,
     )

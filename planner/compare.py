@@ -26,6 +26,7 @@ from planner.plan_command import (
     OVERRIDES,
     PROMPT_LEN,
     QUANTIZE,
+    SHARED_PREFIX,
     read_workload,
 )
 from planner.problem import Problem
@@ -165,15 +166,17 @@ def _require_one(question: Question, rows: Sequence[Row]) -> None:
 @HARDWARE
 @MODEL
 @PROMPT_LEN
+@SHARED_PREFIX
 @GEN_LEN
 @NUM_PROMPTS
 @QUANTIZE
 @OVERRIDES
 @FORMAT
-def compare(
+def compare(  # noqa: PLR0913 - one parameter per option
     hardware: str,
     model: str,
     prompt_len: str,
+    shared_prefix: str,
     gen_len: str,
     num_prompts: str | None,
     quantize: Any,
@@ -189,7 +192,7 @@ def compare(
     planner compare --hw t4-16 --model opt-30b
     planner compare --hw t4-16 --model opt-175b --quantize auto
     """  # noqa: D301 - click reads the escape
-    workload = read_workload(prompt_len, gen_len, num_prompts)
+    workload = read_workload(prompt_len, gen_len, num_prompts, shared_prefix)
     question = Question(load_profile(hardware, overrides), load_model(model), workload, quantize, overrides)
     with Console(stderr=True).status("planning") as status:
         outcome = compare_engines(question, lambda engine: status.update(f"planning: {engine}"))

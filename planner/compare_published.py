@@ -69,6 +69,7 @@ def _alike(
     def alike(row: Measurement | PipelineMeasurement) -> bool:
         return (
             (row.model, row.prompt_len, row.gen_len) == asked
+            and not workload.shared_prefix
             and row.hardware == hardware.name
             and load_profile(row.hardware).content_hash == hardware.content_hash
         )

@@ -86,6 +86,11 @@ def plan_swarm(name: str, hardware: HardwareProfile, model: ModelSpec, workload:
     """
     if workload.scores:
         raise InputError(f"workload.gen_len: runtime {name} only generates; take --gen-len 1 or more")
+    if workload.shared_prefix:
+        raise InputError(
+            f"workload.shared_prefix: runtime {name} computes and keeps every prompt whole; "
+            "drop --shared-prefix"
+        )
     if workload.context_len > model.max_positions:
         raise InputError(
             f"workload: {workload.prompt_len} tokens in and {workload.gen_len} out exceed the "

@@ -20,6 +20,7 @@ from planner.uncertainty import throughput_range
 from planner.within import Fitting
 from simulator.errors import InfeasibleError, InputError, PlannerError
 from simulator.hardware import TierName
+from simulator.prefix import without_prefix
 from simulator.simulate import simulate
 
 _SIMULATED = 5
@@ -91,6 +92,11 @@ def _check_workload(problem: Problem) -> None:
         raise InputError(
             f"workload.gen_len: runtime {runtime.name} only generates; take --gen-len 1 or more, "
             "or --runtime reference"
+        )
+    if work.shared_prefix and not runtime.shares_prefix:
+        raise InputError(
+            f"workload.shared_prefix: runtime {runtime.name} computes and keeps every prompt whole; drop "
+            "--shared-prefix, or take --runtime reference"
         )
     if work.positions > most:
         raise InputError(
@@ -176,7 +182,7 @@ def _assemble(request: Request, result: SearchResult, tried: list[Evaluated], be
     plan = Plan(
         planner_version=metadata.version("offload-planner"),
         hardware=_machine(request),
-        model=problem.model,
+        model=without_prefix(problem.model),
         workload=problem.workload,
         runtime=problem.runtime,
         schedule=policy.schedule(problem.workload.passes),

@@ -36,6 +36,13 @@ MODEL = click.option(
 PROMPT_LEN = click.option(
     "--prompt-len", default="512", show_default=True, metavar="TOKENS", help="Tokens of a prompt."
 )
+SHARED_PREFIX = click.option(
+    "--shared-prefix",
+    default="0",
+    show_default=True,
+    metavar="TOKENS",
+    help="Tokens that all prompts begin with; part of --prompt-len.",
+)
 GEN_LEN = click.option(
     "--gen-len",
     default="32",
@@ -65,6 +72,7 @@ FORMAT = click.option(
 @HARDWARE
 @MODEL
 @PROMPT_LEN
+@SHARED_PREFIX
 @GEN_LEN
 @NUM_PROMPTS
 @click.option("--max-latency", metavar="TIME", help='Limit from admission to last token, such as "600 s".')
@@ -96,6 +104,7 @@ def plan(  # noqa: PLR0913 - one parameter per option
     hardware: str,
     model: str,
     prompt_len: str,
+    shared_prefix: str,
     gen_len: str,
     num_prompts: str | None,
     max_latency: str | None,
@@ -122,7 +131,7 @@ def plan(  # noqa: PLR0913 - one parameter per option
     place = (
         load_profile(hardware, overrides),
         load_model(model),
-        read_workload(prompt_len, gen_len, num_prompts),
+        read_workload(prompt_len, gen_len, num_prompts, shared_prefix),
     )
     if runtime in pipeline_names():
         asked = {"num-prompts": num_prompts, "max-latency": max_latency, "fix": fixed, "out": out}
@@ -196,13 +205,20 @@ def _refuse(runtime: str, asked: dict[str, object]) -> None:
             )
 
 
-def read_workload(prompt_len: str, gen_len: str, num_prompts: str | None) -> Workload:
+def read_workload(
+    prompt_len: str, gen_len: str, num_prompts: str | None, shared_prefix: str = "0"
+) -> Workload:
     """Read the work from the options.
 
     Raises:
         InputError: one is no whole number, or not plausible.
     """
-    texts = {"prompt_len": prompt_len, "gen_len": gen_len, "num_prompts": num_prompts}
+    texts = {
+        "prompt_len": prompt_len,
+        "gen_len": gen_len,
+        "num_prompts": num_prompts,
+        "shared_prefix": shared_prefix,
+    }
     values = {name: _count(name, text) for name, text in texts.items() if text is not None}
     return decode(Workload, values, "workload")
 

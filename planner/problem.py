@@ -8,6 +8,7 @@ from simulator.hardware import HardwareProfile
 from simulator.layers import Shape
 from simulator.model import ModelSpec
 from simulator.policy import FloatArray
+from simulator.prefix import with_prefix
 from simulator.runtime import Runtime
 from simulator.workload import Workload
 
@@ -17,13 +18,20 @@ PROMPT_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Problem:
-    """What is given: machine, model, workload, engine, and the limits that a plan must keep."""
+    """What is given: machine, model, workload, engine, and the limits that a plan must keep.
+
+    The model holds the keys and values of the prefix that the workload's prompts share, if they do.
+    """
 
     hardware: HardwareProfile
     model: ModelSpec
     workload: Workload
     runtime: Runtime
     max_latency: float | None = None
+
+    def __post_init__(self) -> None:
+        """The prefix is part of the model, as of its layouts."""
+        object.__setattr__(self, "model", with_prefix(self.model, self.workload))
 
 
 @dataclass(frozen=True)

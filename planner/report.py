@@ -107,6 +107,10 @@ def _policy(plan: Plan) -> Table:
     table.add_row("weights", f"{_where(plan.policy.weights)}{_bits(policy.weight_bits)}")
     kept = "none is kept" if plan.workload.scores else f"{_where(policy.cache)}{_bits(policy.cache_bits)}"
     table.add_row("KV cache", kept)
+    if plan.workload.shared_prefix:
+        tokens = plan.workload.shared_prefix
+        held = size(tokens * plan.model.num_layers * plan.model.kv_bytes_per_token)
+        table.add_row("prefix", f"{tokens} tokens computed once; {held} of keys and values among the weights")
     table.add_row("activations", _where(policy.activations))
     table.add_row("attention", _attention(plan))
     memory = "pinned" if policy.pinned else "pageable"

@@ -128,6 +128,11 @@ def run(  # noqa: PLR0913 - one parameter per option
 
 def _check_work(plan_file: Path, workload: Workload) -> None:
     """Refuse work that can be planned but not run."""
+    if workload.shared_prefix:
+        raise InputError(
+            f"{plan_file}: a plan with a prefix that prompts share, which cannot be run yet; make one "
+            "without --shared-prefix"
+        )
     if workload.scores:
         raise InputError(
             f"{plan_file}: a plan that scores prompts, which cannot be run yet; make one with "

@@ -40,4 +40,5 @@ def lengths(work: Workload) -> str:
     ('512 tokens in, 32 out', '512 tokens in, no output (scored)')
     """
     out = "no output (scored)" if work.scores else f"{work.gen_len} out"
-    return f"{work.prompt_len} tokens in, {out}"
+    shared = f" ({work.shared_prefix} of them shared)" if work.shared_prefix else ""
+    return f"{work.prompt_len} tokens in{shared}, {out}"

@@ -13,6 +13,7 @@ from simulator.schedule import Schedule
 Relation = Literal["own", "above", "before", "token"]
 
 _CPU = ("dequantize_cache_cpu", "attend_cpu")
+_ATTENDED = ("attend_prefix", "attend_prompt", "attend")
 
 #: (operation, what must have ended before it starts, where): in its ``own`` cell; for the same sequences in
 #: the layer ``above``; for the group in the same layer of the pass ``before``; the ``token`` that the pass
@@ -51,15 +52,15 @@ NEEDS: tuple[tuple[str, str, Relation], ...] = (
     ("dequantize_cache", "load_cache", "own"),
     ("attend_prompt", "qkv", "own"),
     ("attend", "qkv", "own"),
+    ("attend_prefix", "qkv", "own"),
     ("attend", "load_cache", "own"),
     ("attend", "dequantize_cache", "own"),
-    *(("project", need, "own") for need in ("qkv", "attend_prompt", "attend", "load_output")),
+    *(("project", need, "own") for need in ("qkv", *_ATTENDED, "load_output")),
     *((kernel, "dequantize_weights", "own") for kernel in ("embed", "mlp", "head")),
     ("mlp", "project", "above"),
     ("mlp", "load_activations", "own"),
     ("mlp", "qkv", "own"),
-    ("mlp", "attend_prompt", "own"),
-    ("mlp", "attend", "own"),
+    *(("mlp", need, "own") for need in _ATTENDED),
     ("mlp", "load_output", "own"),
     ("head", "load_activations", "own"),
     ("head", "mlp", "above"),
@@ -70,7 +71,7 @@ NEEDS: tuple[tuple[str, str, Relation], ...] = (
 )
 
 #: Operations that use a layer's weights; the first may expand them for the others.
-WEIGHT_USERS = ("dequantize_weights", "embed", "qkv", "project", "mlp", "head")
+WEIGHT_USERS = ("dequantize_weights", "embed", "qkv", "attend_prefix", "project", "mlp", "head")
 
 _CLOSE = 1e-9
 

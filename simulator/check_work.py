@@ -96,6 +96,7 @@ def _amounts(schedule: Schedule, placed: Placed) -> dict[tuple[CellKind, int], d
         cached=np.array([float(workload.own_len + t - 1 if t else 0) for _, t in places]),
         kept=np.zeros(len(places)) if workload.scores else new,
         judged=new if workload.scores else np.ones(len(places)),
+        prefix=np.full(len(places), float(workload.shared_prefix)),
     )
     amounts: dict[tuple[CellKind, int], dict[str, Amount]] = {place: {} for place in places}
     for name, work in cell_work(placed.model, placed.shape, placed.runtime, cells).items():

@@ -27,9 +27,9 @@ from simulator.work import Work, cell_work, layer_work
 from simulator.workload import Workload
 
 #: Operations that every placement runs: their launch latencies belong to the demand.
-_ALWAYS = ("qkv", "project", "mlp", "head", "embed", "attend_prompt")
+_ALWAYS = ("qkv", "project", "mlp", "head", "embed", "attend_prompt", "attend_prefix")
 #: Operations of the GPU that do not wait for the CPU's attention in the same cell.
-_BESIDE_CPU = ("quantize_cache", "dequantize_cache", "attend")
+_BESIDE_CPU = ("quantize_cache", "attend_prefix", "dequantize_cache", "attend")
 _ONE = PLACEMENT.index("one")
 _GPU = LANES.index("gpu")
 

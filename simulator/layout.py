@@ -20,6 +20,7 @@ from simulator.memory import Batch, MemoryItem, lookahead, memory_items
 from simulator.model import ModelSpec
 from simulator.placing import PLACING, by_rows, by_tensors, split_of, tensors_of, whole
 from simulator.policy import PLACEMENT, CpuAttention, FloatArray, Policy, Split
+from simulator.prefix import with_prefix
 from simulator.runtime import Runtime
 from simulator.schema import Record
 from simulator.workload import Workload
@@ -46,6 +47,13 @@ class Layout(Record):
     cache: Split
     cpu_attention: CpuAttention
     activations: Split
+
+    def home_of(self, name: str) -> Split:
+        """Give the shares of one tensor on the tiers, over all layers that have it."""
+        if self.grain == "row":
+            return Split(**dict(zip(TIERS, self.rows[name], strict=True)))
+        letters = self.tensors[name]
+        return Split(**{tier: letters.count(tier[0]) / len(letters) for tier in TIERS})
 
     def difference(self, policy: Policy) -> dict[str, float]:
         """Give the largest difference between a fraction asked for and the one laid out, by class."""
@@ -150,7 +158,8 @@ def batch_of(policy: Policy) -> Batch:
 
 
 def lay_out(model: ModelSpec, runtime: Runtime, workload: Workload, policy: Policy) -> Placed:
-    """Turn a policy into a layout."""
+    """Turn a policy into a layout; a prefix that the prompts share is laid out with the model."""
+    model = with_prefix(model, workload)
     tensors = tensors_of(model, runtime, shape_of(policy))
     rows: dict[str, tuple[float, float, float]] = {}
     letters: dict[str, str] = {}

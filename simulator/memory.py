@@ -150,8 +150,10 @@ def workspaces(
     projected = model.qkv_bytes + model.query_bytes
     widest = max((1 + ahead) * projected, ahead * projected + model.ffn_bytes)
     compute: float = new * (2 * model.hidden_bytes + widest) + judged * model.logits_bytes
+    if workload.shared_prefix:
+        compute += new * model.query_bytes  # what the prefix gives, until it is joined with the rest
     if not runtime.fused_attention:
-        compute += batch.prompt_batch * model.num_heads * 4.0 * workload.own_len**2
+        compute += batch.prompt_batch * model.num_heads * 4.0 * workload.own_len * workload.prompt_len
     context = batch.gpu_batch * workload.context_len * model.kv_bytes_per_token
     wide = 4.0 / model.element_bytes  # times as many bytes in float32
     items = [

@@ -83,6 +83,13 @@ class ModelSpec(ModelShape):
         pairs = new_tokens * (cached_tokens + (new_tokens + 1) / 2)
         return 4.0 * self.num_heads * self.head_dim * pairs
 
+    def prefix_flops(self, new_tokens: Array, prefix_tokens: Array) -> Array:
+        """Give the work [FLOP] of attention to a prefix alone in one block for one sequence, elementwise.
+
+        ``4 x heads x head_dim x n p``: what `attention_flops` has more with p cached tokens than with none.
+        """
+        return 4.0 * self.num_heads * self.head_dim * new_tokens * prefix_tokens
+
     # Bytes per token
 
     @property

@@ -13,7 +13,7 @@ from pydantic import Field, StrictBool, model_validator
 from simulator.schema import Record
 
 ModelDType = Literal["float16", "bfloat16", "float32"]
-Stage = Literal["qkv", "project", "mlp", "embed", "head"]
+Stage = Literal["qkv", "project", "mlp", "embed", "head", "prefix"]
 
 Size = Annotated[int, Field(strict=True, ge=1, le=2**20)]
 Count = Annotated[int, Field(strict=True, ge=1, le=2**14)]

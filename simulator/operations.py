@@ -56,6 +56,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("dequantize_cache_cpu", "cpu", "dequantize", "before"),
     Operation("attend_cpu", "cpu", "attention", "before"),
     Operation("load_output", "h2d", "copy", "after", "activations"),
+    Operation("attend_prefix", "gpu", "prompt_attention", "after"),
     Operation("dequantize_cache", "gpu", "dequantize", "after"),
     Operation("attend_prompt", "gpu", "prompt_attention", "after"),
     Operation("attend", "gpu", "attention", "after"),

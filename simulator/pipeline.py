@@ -90,7 +90,10 @@ class Swarm:
         rates, position = Rates(self.hardware, runtime, self.model.dtype), np.arange(self.workload.gen_len)
         prompt, ones = self.workload.prompt_len, np.ones(self.workload.gen_len)
         new, cached = np.where(position, 1.0, prompt), np.where(position, prompt + position - 1.0, 0.0)
-        cells = Cells(np.full(len(ones), kind), batch * ones, new, cached, kept=new, judged=ones)
+        shared = np.zeros(len(ones))
+        cells = Cells(
+            np.full(len(ones), kind), batch * ones, new, cached, kept=new, judged=ones, prefix=shared
+        )
         seconds = {}
         for name, work in cell_work(self.model, Shape(), runtime, cells).items():
             if name in (_BLOCK if kind == CellKind.BLOCK else _ENDS):

@@ -82,6 +82,7 @@ class Runtime(Record):
         dequantize: quantised weights are expanded once a pass or once a group.
         fused_attention: prompt attention never materialises the scores.
         splits_prompts: a group's prompts may be computed in smaller batches than its single tokens.
+        shares_prefix: it keeps the keys and values of tokens that all prompts begin with once for all.
         scores_prompts: it can compute the log-probabilities of a prompt's own tokens and generate nothing.
         page_tokens: tokens in a block of the paged cache; 0 is a contiguous, pre-allocated cache.
         cache_copies: how many times the cache is held: 2 where every step copies it into a longer tensor, and
@@ -132,6 +133,7 @@ class Runtime(Record):
     quantizes_ends: bool = False
     hands_over: bool = False
     scores_prompts: bool = False
+    shares_prefix: bool = False
     relay: Bytes = Field(default=0.0, validate_default=False)
     overheads: Overheads = Overheads()
     schedules: tuple[ScheduleName, ...]

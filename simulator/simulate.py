@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,9 +14,11 @@ from simulator.kernel import event_loop, recurrence
 from simulator.layout import Placed
 from simulator.operations import OP, OPERATIONS
 from simulator.passes import MAX_PASSES, Window
-from simulator.policy import FloatArray
+from simulator.policy import CpuAttention, FloatArray
+from simulator.prefix import PREFIX_TENSOR
 from simulator.schedule import Schedule
 from simulator.schema import Record
+from simulator.workload import Workload
 
 _ROUNDING = 1e-9
 
@@ -108,7 +110,42 @@ def simulate(
     rates = rates_of(placed, hardware)
     simulation = play(generate(placed, max_passes, played), rates)
     check_physics(simulation, rates, placed)
-    return predict(simulation, placed), simulation
+    prediction = predict(simulation, placed)
+    if placed.workload.shared_prefix and placed.workload.num_prompts is not None:
+        prediction = _after_prefix(prediction, placed, rates)
+    return prediction, simulation
+
+
+def prefix_pass(placed: Placed) -> Placed:
+    """Lay out the one pass that computes a shared prefix; its keys and values go where the layout has them.
+
+    The bytes of layers stay those of the run, so the pass loads a home for what it is about to compute too.
+    """
+    policy = placed.policy.model_copy(
+        update={
+            "gpu_batch": 1,
+            "num_groups": 1,
+            "prompt_batch": None,
+            "stagger": None,
+            "cache_bits": 16,
+            "cpu_attention": CpuAttention(),
+        }
+    )
+    home = placed.layout.home_of(PREFIX_TENSOR)
+    layout = placed.layout.model_copy(update={"cache": home, "cpu_attention": CpuAttention()})
+    workload = Workload(prompt_len=placed.workload.shared_prefix, gen_len=1, num_prompts=1)
+    return replace(placed, workload=workload, policy=policy, layout=layout)
+
+
+def _after_prefix(prediction: Prediction, placed: Placed, rates: Rates) -> Prediction:
+    """Count the time of the pass that computes the prefix, once for the whole queue, in the throughput."""
+    assert placed.workload.num_prompts is not None
+    before = prefix_pass(placed)
+    simulation = play(generate(before), rates)
+    check_physics(simulation, rates, before)
+    tokens = placed.workload.num_prompts * placed.workload.counted_tokens
+    seconds = tokens / prediction.throughput_tok_s + simulation.makespan
+    return prediction.model_copy(update={"throughput_tok_s": tokens / seconds})
 
 
 def pass_edges(simulation: Simulation) -> FloatArray:

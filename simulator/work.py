@@ -8,14 +8,13 @@ variables left open; the schedule evaluates the same forms at a layout.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from simulator.kernels import PROMPT_TILE
 from simulator.layers import WORKING, CellKind, Shape, expanded_bytes, layer_tensors, layer_weight_bytes
 from simulator.model import ModelSpec, Weight
-from simulator.operations import BLOCK_STAGES, IntArray, LinearStage
+from simulator.operations import BLOCK_STAGES, LinearStage
 from simulator.policy import (
     ACTIVATIONS_OFF_GPU,
     ACTIVATIONS_ON_DISK,
@@ -33,44 +32,9 @@ from simulator.policy import (
 )
 from simulator.runtime import Runtime, TensorClass
 from simulator.units import KIB
+from simulator.work_forms import Cells as Cells  # noqa: PLC0414 - what this module gives
 from simulator.work_forms import Work as Work  # noqa: PLC0414 - what this module gives
 from simulator.work_forms import form, pieces
-from simulator.workload import Workload
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Kinds of cells, as columns. [C]
-
-    Attributes:
-        kind: of layer.
-        sequences: computed together.
-        new: tokens of each sequence that are computed.
-        cached: tokens of each whose keys and values are there already.
-        kept: tokens of each whose new keys and values are stored.
-        judged: tokens of each whose logits the head computes.
-    """
-
-    kind: IntArray
-    sequences: FloatArray
-    new: FloatArray
-    cached: FloatArray
-    kept: FloatArray
-    judged: FloatArray
-
-    @classmethod
-    def at(cls, workload: Workload, kind: IntArray, sequences: FloatArray, position: FloatArray) -> Cells:
-        """Describe cells by the position of their sequences in life: 0 is the prompt, then single tokens."""
-        prompt = position == 0
-        new = np.where(prompt, workload.own_len, 1.0)
-        return cls(
-            kind=kind,
-            sequences=sequences,
-            new=new,
-            cached=np.where(prompt, 0.0, workload.own_len + position - 1.0),
-            kept=new * (not workload.scores),
-            judged=new if workload.scores else np.ones_like(new),
-        )
 
 
 def layer_work(model: ModelSpec, shape: Shape, runtime: Runtime, kind: CellKind) -> dict[str, Work]:
@@ -115,6 +79,7 @@ def cell_work(model: ModelSpec, shape: Shape, runtime: Runtime, cells: Cells) ->
     work |= _cache_work(model, shape, runtime, cells.sequences * cells.kept * attends, cached, decode)
     work |= _host_work(model, shape, runtime, cached)
     work |= _attention_work(model, shape, runtime, cells, prompt, decode)
+    work |= _prefix_work(model, cells, attends)
     if shape.weight_bits < 16:
         sizes = [expanded_bytes(model, runtime, kind) for kind in WORKING]
         expanded = sum(size * _marks(cells, kind) for kind, size in zip(WORKING, sizes, strict=True))
@@ -280,4 +245,24 @@ def _attention_work(
             steps=steps * decode,
             blocks=heads * decode,
         ),
+    }
+
+
+def _prefix_work(model: ModelSpec, cells: Cells, attends: FloatArray) -> dict[str, Work]:
+    """Attention to the shared prefix, always on the GPU: its keys and values are read once for all sequences.
+
+    The queries of all sequences together are like those of one prompt.
+    """
+    if not cells.prefix.any():
+        return {}
+    here, tokens = attends * (cells.prefix > 0), cells.sequences * cells.new
+    moved = cells.prefix * model.kv_bytes_per_token + tokens * 2 * model.query_bytes
+    return {
+        "attend_prefix": form(
+            cells.sequences * model.prefix_flops(cells.new, cells.prefix) * here,
+            moved * here,
+            here,
+            steps=cells.prefix * here,
+            blocks=model.num_heads * np.ceil(tokens / PROMPT_TILE) * here,
+        )
     }

@@ -1,4 +1,4 @@
-"""Work as affine forms in the placement: what an operation does for kinds of cells."""
+"""Kinds of cells, and work as affine forms in the placement: what an operation does for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,47 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from simulator.operations import IntArray
 from simulator.policy import ALWAYS, FloatArray
+from simulator.workload import Workload
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Kinds of cells, as columns. [C]
+
+    Attributes:
+        kind: of layer.
+        sequences: computed together.
+        new: tokens of each sequence that are computed.
+        cached: own tokens of each whose keys and values are there already.
+        kept: tokens of each whose new keys and values are stored.
+        judged: tokens of each whose logits the head computes.
+        prefix: tokens before all of these whose keys and values all sequences share.
+    """
+
+    kind: IntArray
+    sequences: FloatArray
+    new: FloatArray
+    cached: FloatArray
+    kept: FloatArray
+    judged: FloatArray
+    prefix: FloatArray
+
+    @classmethod
+    def at(cls, workload: Workload, kind: IntArray, sequences: FloatArray, position: FloatArray) -> Cells:
+        """Describe cells by the position of their sequences in life: 0 is the prompt, then single tokens."""
+        prompt = position == 0
+        new = np.where(prompt, workload.own_len, 1.0)
+        return cls(
+            kind=kind,
+            sequences=sequences,
+            new=new,
+            cached=np.where(prompt, 0.0, workload.own_len + position - 1.0),
+            kept=new * (not workload.scores),
+            judged=new if workload.scores else np.ones_like(new),
+            prefix=np.full_like(new, workload.shared_prefix),
+        )
 
 
 @dataclass(frozen=True)

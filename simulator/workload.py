@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from simulator.schema import Record
 
@@ -13,13 +13,24 @@ class Workload(Record):
     """Prompts and generated lengths in tokens, and how many prompts wait.
 
     With ``gen_len`` of 0 nothing is generated: prompts are *scored*, that is, the log-probabilities of their
-    own tokens are computed, in one pass and without keeping a key or value. ``num_prompts`` of None is a
-    queue that never empties: predictions are for the steady state.
+    own tokens are computed, in one pass and without keeping a key or value. The first ``shared_prefix``
+    tokens of every prompt are the same, and are computed once for all. ``num_prompts`` of None is a queue
+    that never empties: predictions are for the steady state.
     """
 
     prompt_len: Annotated[int, Field(ge=1, le=10_000_000)] = 512
     gen_len: Annotated[int, Field(ge=0, le=1_000_000)] = 32
     num_prompts: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    shared_prefix: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+
+    @model_validator(mode="after")
+    def _prompts_differ(self) -> Self:
+        if self.shared_prefix >= self.prompt_len:
+            raise ValueError(
+                f"shared_prefix {self.shared_prefix} leaves nothing of prompts of {self.prompt_len} tokens; "
+                "it is part of prompt_len and must be less"
+            )
+        return self
 
     @property
     def scores(self) -> bool:
@@ -33,8 +44,8 @@ class Workload(Record):
 
     @property
     def own_len(self) -> int:
-        """Tokens of a prompt that its sequence computes itself."""
-        return self.prompt_len
+        """Tokens of a prompt that its sequence computes itself: those after the shared prefix."""
+        return self.prompt_len - self.shared_prefix
 
     @property
     def counted_tokens(self) -> int:
@@ -48,7 +59,7 @@ class Workload(Record):
 
     @property
     def context_len(self) -> int:
-        """Tokens of a sequence whose keys and values are ever stored: the last one's are not needed."""
+        """Tokens whose keys and values a sequence ever stores for itself: the last one's are not needed."""
         return 0 if self.scores else self.own_len + self.gen_len - 1
 
     def cached_at(self, position: int) -> int:

@@ -140,14 +140,23 @@ def all_on(tier: TierName) -> Split:
 def workloads(*, finite: bool | None = None, runtime: Runtime | None = None) -> st.SearchStrategy[Workload]:
     """Draw prompts of 1 to 40 tokens of which 1 to 6 follow; ``finite`` None draws whether they end.
 
-    With a runtime, also what only some engines can do: prompts that are scored.
+    With a runtime, also what only some engines can do: prompts that are scored, prompts with a common prefix.
     """
     count: st.SearchStrategy[int | None] = st.integers(1, 30)
     if finite is not True:
         count = st.none() if finite is False else st.one_of(st.none(), count)
     lives = [3, 4, 5, 6, 2, 1]  # evenly: small ones hide the diagonal
     gen_len = st.sampled_from([*lives, 0] if runtime and runtime.scores_prompts else lives)
-    return st.builds(Workload, prompt_len=st.integers(1, 40), gen_len=gen_len, num_prompts=count)
+    prefix = st.sampled_from([0, 0, 8, 24] if runtime and runtime.shares_prefix else [0])
+    lengths = st.tuples(prefix, st.integers(1, 40)).map(lambda drawn: (drawn[0], sum(drawn)))
+    return st.builds(
+        lambda length, generated, prompts: Workload(
+            prompt_len=length[1], gen_len=generated, num_prompts=prompts, shared_prefix=length[0]
+        ),
+        lengths,
+        gen_len,
+        count,
+    )
 
 
 @st.composite
