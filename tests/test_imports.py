@@ -24,7 +24,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {"pulp": "planner", "highspy": "planner", "torch": "executor"}
 NOT_FOR_PLANNING = {"scipy", "pandas", "torch", "transformers"}
-SLOW = {"matplotlib"}  # loaded inside the functions that draw
+SLOW = {"matplotlib", "plotly"}  # loaded inside the functions that draw
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
