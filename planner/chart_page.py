@@ -11,37 +11,22 @@ import html
 import json
 import re
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from planner.chart_figure import figure
 from planner.chart_style import operation_colors
 from planner.charts import Chart, Series, number
+from planner.table import Column, Entry, Row
 from planner.timeline import Span, Timeline
 from simulator.schema import Record
-
-Value = str | bool | int | float | None
 
 #: Key of a row that says why it has no plan; such rows are shown muted, with the reason.
 REASON = "reason"
 
 _SCRIPTS = ("text.js", "charts.js", "table.js", "detail.js", "page.js")
 _SAID = 12  # columns of a row that are named where a point is pointed at
-
-
-class Column(Record):
-    """A column of the table: the key of its values in the rows, its heading, and how to sort it."""
-
-    key: str
-    title: str
-    unit: str = ""
-    kind: Literal["text", "number"] = "text"
-
-    @property
-    def heading(self) -> str:
-        """Give the title with the unit."""
-        return f"{self.title} [{self.unit}]" if self.unit else self.title
 
 
 class PageData(Record):
@@ -59,7 +44,7 @@ class PageData(Record):
     description: str = ""
     charts: tuple[Chart, ...] = ()
     columns: tuple[Column, ...]
-    rows: tuple[dict[str, Value], ...]
+    rows: tuple[Row, ...]
     plans: dict[int, str] = Field(default_factory=dict)
     timelines: dict[int, Timeline] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -169,7 +154,7 @@ def row_words(study: PageData, row: int) -> str:
     return "\n".join(lines)
 
 
-def _value(value: Value) -> str:
+def _value(value: Entry) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -19,17 +19,13 @@ from planner.listings import console, echo_json
 from planner.make_plan import Request, make_plan
 from planner.plan_command import (
     FORMAT,
-    GEN_LEN,
     HARDWARE,
     MODEL,
-    NUM_PROMPTS,
     OVERRIDES,
-    PROMPT_LEN,
     QUANTIZE,
-    SHARED_PREFIX,
-    read_workload,
 )
 from planner.problem import Problem
+from planner.work_options import read_single, work_options
 from planner.words import lengths
 from simulator.errors import InfeasibleError, InputError
 from simulator.hardware import HardwareProfile
@@ -165,23 +161,17 @@ def _require_one(question: Question, rows: Sequence[Row]) -> None:
 @click.command()
 @HARDWARE
 @MODEL
-@PROMPT_LEN
-@SHARED_PREFIX
-@GEN_LEN
-@NUM_PROMPTS
+@work_options
 @QUANTIZE
 @OVERRIDES
 @FORMAT
-def compare(  # noqa: PLR0913 - one parameter per option
+def compare(
     hardware: str,
     model: str,
-    prompt_len: str,
-    shared_prefix: str,
-    gen_len: str,
-    num_prompts: str | None,
     quantize: Any,
     overrides: tuple[str, ...],
     output: str,
+    **work: str | None,
 ) -> None:
     """Plan for every engine, and show the plans side by side.
 
@@ -192,7 +182,7 @@ def compare(  # noqa: PLR0913 - one parameter per option
     planner compare --hw t4-16 --model opt-30b
     planner compare --hw t4-16 --model opt-175b --quantize auto
     """  # noqa: D301 - click reads the escape
-    workload = read_workload(prompt_len, gen_len, num_prompts, shared_prefix)
+    workload = read_single(**work)
     question = Question(load_profile(hardware, overrides), load_model(model), workload, quantize, overrides)
     with Console(stderr=True).status("planning") as status:
         outcome = compare_engines(question, lambda engine: status.update(f"planning: {engine}"))

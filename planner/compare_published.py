@@ -51,7 +51,7 @@ def published_runs(
     the options allow the engine.
     """
     suites = [row for rows in shipped_suites().values() for row in rows if _allowed(row, options)]
-    alike = _alike(hardware, model, workload)
+    alike = alike_to(hardware, model, workload)
     found = [_offloading(row, hardware) for row in suites if alike(row)]
     found += [_pipeline(row, hardware) for row in shipped_pipelines() if alike(row)]
     best: dict[str, Published] = {}
@@ -60,7 +60,7 @@ def published_runs(
     return list(best.values())
 
 
-def _alike(
+def alike_to(
     hardware: HardwareProfile, model: str, workload: Workload
 ) -> Callable[[Measurement | PipelineMeasurement], bool]:
     """Make the question whether a run is of this machine, model and lengths; a changed machine is another."""

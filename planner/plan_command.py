@@ -18,6 +18,7 @@ from planner.pins import parse_pins
 from planner.plan import Plan
 from planner.problem import Problem
 from planner.report import print_plan
+from planner.work_options import read_single, work_options
 from simulator.errors import InputError
 from simulator.model_config import load_model
 from simulator.pipelines import pipeline_names
@@ -25,33 +26,12 @@ from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
 from simulator.schema import decode
 from simulator.units import DURATION, one_line
-from simulator.workload import Workload
 
 HARDWARE = click.option(
     "--hw", "hardware", required=True, metavar="NAME|PATH", help="Machine: a shipped profile or a file."
 )
 MODEL = click.option(
     "--model", required=True, metavar="NAME|PATH", help="Model: from the catalogue, or a config.json."
-)
-PROMPT_LEN = click.option(
-    "--prompt-len", default="512", show_default=True, metavar="TOKENS", help="Tokens of a prompt."
-)
-SHARED_PREFIX = click.option(
-    "--shared-prefix",
-    default="0",
-    show_default=True,
-    metavar="TOKENS",
-    help="Tokens that all prompts begin with; part of --prompt-len.",
-)
-GEN_LEN = click.option(
-    "--gen-len",
-    default="32",
-    show_default=True,
-    metavar="TOKENS",
-    help="Tokens generated from each; 0 scores prompts.",
-)
-NUM_PROMPTS = click.option(
-    "--num-prompts", metavar="COUNT", help="How many prompts wait  [default: a long queue]"
 )
 QUANTIZE = click.option(
     "--quantize",
@@ -71,10 +51,7 @@ FORMAT = click.option(
 @click.command()
 @HARDWARE
 @MODEL
-@PROMPT_LEN
-@SHARED_PREFIX
-@GEN_LEN
-@NUM_PROMPTS
+@work_options
 @click.option("--max-latency", metavar="TIME", help='Limit from admission to last token, such as "600 s".')
 @QUANTIZE
 @click.option(
@@ -103,10 +80,6 @@ FORMAT = click.option(
 def plan(  # noqa: PLR0913 - one parameter per option
     hardware: str,
     model: str,
-    prompt_len: str,
-    shared_prefix: str,
-    gen_len: str,
-    num_prompts: str | None,
     max_latency: str | None,
     quantize: Any,
     schedule: Any,
@@ -117,6 +90,7 @@ def plan(  # noqa: PLR0913 - one parameter per option
     launch: bool,
     launch_dir: Path | None,
     output: str,
+    **work: str | None,
 ) -> None:
     """Find the best way to run a model on a machine, and say what to expect.
 
@@ -131,10 +105,10 @@ def plan(  # noqa: PLR0913 - one parameter per option
     place = (
         load_profile(hardware, overrides),
         load_model(model),
-        read_workload(prompt_len, gen_len, num_prompts, shared_prefix),
+        read_single(**work),
     )
     if runtime in pipeline_names():
-        asked = {"num-prompts": num_prompts, "max-latency": max_latency, "fix": fixed, "out": out}
+        asked = {"num-prompts": work["num_prompts"], "max-latency": max_latency, "fix": fixed, "out": out}
         _refuse(runtime, asked | {"quantize": quantize != "none", "schedule": schedule != "auto"})
         swarm = plan_swarm(runtime, *place)
         _finish(swarm, swarm.launch(), None, _Shown(output, launch, launch_dir))
@@ -203,32 +177,6 @@ def _refuse(runtime: str, asked: dict[str, object]) -> None:
                 f"--{option}: runtime {runtime} runs servers that hold the model; nothing is placed, "
                 "scheduled or queued, so drop the option"
             )
-
-
-def read_workload(
-    prompt_len: str, gen_len: str, num_prompts: str | None, shared_prefix: str = "0"
-) -> Workload:
-    """Read the work from the options.
-
-    Raises:
-        InputError: one is no whole number, or not plausible.
-    """
-    texts = {
-        "prompt_len": prompt_len,
-        "gen_len": gen_len,
-        "num_prompts": num_prompts,
-        "shared_prefix": shared_prefix,
-    }
-    values = {name: _count(name, text) for name, text in texts.items() if text is not None}
-    return decode(Workload, values, "workload")
-
-
-def _count(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        option = name.replace("_", "-")
-        raise InputError(f"--{option}: expected a whole number such as 512; got {text!r}") from None
 
 
 def _duration(text: str | None) -> float | None:

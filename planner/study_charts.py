@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from planner.charts import Chart, Series
 from planner.study import ChartChoice, Study
-from planner.study_figures import Entry
-from planner.study_rows import Column, Row, Table
+from planner.table import Column, Entry, Row, Table
 from simulator.errors import InputError
 from simulator.units import one_line
 
@@ -57,8 +56,8 @@ def chart_of(choice: ChartChoice, table: Table) -> Chart:
             key=slug(choice.title),
             title=choice.title,
             kind=choice.kind,
-            x_label=axis(x),
-            y_label=axis(y),
+            x_label=x.heading,
+            y_label=y.heading,
             x_log=choice.x_log,
             y_log=choice.y_log,
             series=tuple(_series(*group, x, y, choice.kind) for group in _grouped(rows, told, table)),
@@ -75,11 +74,6 @@ def slug(title: str) -> str:
     'does-4-bit-pay-on-an-a100'
     """
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "chart"
-
-
-def axis(column: Column) -> str:
-    """Write what stands along an axis."""
-    return f"{column.words} [{column.unit}]" if column.unit else column.words
 
 
 def _selected(choice: ChartChoice, table: Table) -> list[Row]:
@@ -121,7 +115,7 @@ def _said(value: Entry, column: Column) -> str:
     if column.key == "quantize":
         return {"none": "16 bits", "both": "4 bits"}.get(str(value), f"4 bits for {value}")
     said = f"{value:g}" if isinstance(value, float) else str(value)
-    return said if column.key in _PLAIN else f"{column.words} {said} {column.unit or ''}".rstrip()
+    return said if column.key in _PLAIN else f"{column.title} {said} {column.unit}".rstrip()
 
 
 def _series(name: str, rows: Sequence[Row], x: Column, y: Column, kind: str) -> Series:
@@ -167,9 +161,9 @@ def _heatmap(choice: ChartChoice, rows: Sequence[Row], x: Column, y: Column, z: 
         key=slug(choice.title),
         title=choice.title,
         kind="heatmap",
-        x_label=axis(x),
-        y_label=axis(y),
-        z_label=axis(z),
+        x_label=x.heading,
+        y_label=y.heading,
+        z_label=z.heading,
         series=tuple(series),
         note=choice.note,
     )

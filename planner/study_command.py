@@ -18,23 +18,13 @@ from planner.study_answer import Answer
 from planner.study_cells import Cell, expand
 from planner.study_charts import study_charts
 from planner.study_files import Findings, make_folder, write_findings
-from planner.study_rows import Row, Table, study_table
+from planner.study_rows import study_table
 from planner.study_run import Backend, Store, run_cells
+from planner.table import Row, Table
 from simulator.errors import InputError
 from simulator.schema import read_text
 from simulator.units import one_line
 
-JOBS = click.option(
-    "--jobs", type=click.IntRange(min=1), metavar="COUNT", help="Processes  [default: all cores]"
-)
-BACKEND = click.option(
-    "--backend",
-    type=click.Choice(["local", "ray", "dask"]),
-    default="local",
-    show_default=True,
-    help="Where cells are planned: on this machine, or on a cluster.",
-)
-ADDRESS = click.option("--address", metavar="ADDRESS", help="Of the cluster  [default: one started here]")
 _SHOWN = 12
 
 
@@ -76,13 +66,12 @@ def study(
     planner study study.yaml
     planner study study.yaml --table parquet --backend dask --address tcp://head:8786
     """  # noqa: D301 - click reads the escape
-    if address and backend == "local":
-        raise InputError("--address: only clusters have one; add --backend ray or --backend dask")
+    where = backend_of({"backend": backend, "address": address, "jobs": jobs})
     asked = read_study(study_file)
     cells = expand(asked, study_file.parent)
     folder = out or study_file.with_suffix("")
     make_folder(folder, read_text(study_file))
-    answers = answered(cells, Store(folder), Backend(backend, address, jobs), quiet=output == "json")
+    answers = answered(cells, Store(folder), where, quiet=output == "json")
     table = study_table(cells, answers, asked.economics)
     findings = Findings(
         title=asked.name,
@@ -97,22 +86,6 @@ def study(
     console().print(summary(asked.name, table))
     click.echo(one_line(f"written: {path}"))
     click.echo(one_line(f"a page with charts, table and plans: planner report {folder}"))
-
-
-def answered(cells: Sequence[Cell], store: Store, backend: Backend, *, quiet: bool) -> Iterator[Answer]:
-    """Answer cells while showing how far that is; give the answers one by one.
-
-    Raises:
-        PlannerError: see :func:`planner.study_run.run_cells`.
-    """
-    with _progress(quiet) as shown:
-        task = shown.add_task("planning", total=len(cells))
-
-        def tell(done: int, total: int) -> None:
-            shown.update(task, completed=done, total=total)
-
-        passing = run_cells(cells, store, backend, tell)
-    return store.answers(cells, passing)
 
 
 #: Columns of the text table, if they vary or say something.
@@ -140,7 +113,7 @@ def _rows(table: Table, rows: Sequence[Row]) -> TextTable:
     shown = TextTable(box=None, padding=(0, 2, 0, 0))
     for column in (*varied, *told):
         unit = f"\n{column.unit}" if column.unit else ""
-        shown.add_column(f"{column.words}{unit}", justify="left" if column.unit is None else "right")
+        shown.add_column(f"{column.title}{unit}", justify="left" if column.kind == "text" else "right")
     for row in rows:
         shown.add_row(*(_said(row.get(column.key)) for column in (*varied, *told)))
     return shown

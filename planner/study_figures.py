@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.costs import Running
 from planner.plan import Plan
 from planner.study_answer import PartPlan
+from planner.table import Column, Entry
 from simulator.hardware import LANES, TIERS, LaneName, TierName
 from simulator.units import GIB
-
-Entry = str | float | int | bool | None
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,18 @@ Read = Callable[[Planned], Entry]
 
 @dataclass(frozen=True)
 class Figure:
-    """A column: its key, the words above it, its unit (None: not a number), how to read it off a cell."""
+    """A column that a planned cell fills: key, title, unit (None: not a number), how to read it off."""
 
     key: str
-    words: str
+    title: str
     unit: str | None
     read: Read
+
+    @property
+    def column(self) -> Column:
+        """Give its column in the table."""
+        kind: Literal["text", "number"] = "text" if self.unit is None else "number"
+        return Column(key=self.key, title=self.title, unit=self.unit or "", kind=kind)
 
 
 def _range(end: str) -> Read:

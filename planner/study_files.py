@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from planner.charts import Chart
-from planner.study_rows import Column, Row
+from planner.table import Column, Row
 from simulator.errors import InputError
 from simulator.schema import Record, decode, read_json
 from simulator.units import one_line
@@ -91,7 +91,7 @@ def read_findings(folder: Path) -> tuple[Findings, list[Row]]:
         if path.suffix == ".parquet":
             frame = pandas.read_parquet(path)
         else:
-            text = {column.key: "string" for column in findings.columns if column.unit is None}
+            text = {column.key: "string" for column in findings.columns if column.kind == "text"}
             frame = pandas.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
         frame = frame[[column.key for column in findings.columns]]
     except (ValueError, KeyError, TypeError, OSError) as error:

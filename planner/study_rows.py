@@ -6,53 +6,19 @@ that of the part that takes most of the time.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from planner.costs import Economics, running_cost
 from planner.study_answer import Answer
 from planner.study_cells import Cell, cell_key
-from planner.study_figures import Entry, Planned, figures
-from simulator.errors import InputError
-from simulator.schema import Record
-from simulator.units import one_line, shortened
+from planner.study_figures import Planned, figures
+from planner.table import Column, Row, Table
 
-Row = dict[str, Entry]
 #: The column that names the file of a cell's answer.
 KEY = "answer"
 
 _QUANTITY = re.compile(r"\s*(x?)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z/$][\w/$]*)?\s*", re.ASCII)
-
-
-class Column(Record):
-    """A column: its key in files and charts, the words above it, its unit (None: not a number)."""
-
-    key: str
-    words: str
-    unit: str | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns and rows; an entry that a row does not have is None."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-
-    def column(self, key: str) -> Column:
-        """Find a column by its key.
-
-        Raises:
-            InputError: there is none; the message names those that are there.
-        """
-        known = {column.key: column for column in self.columns}
-        if key in known:
-            return known[key]
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"columns: {', '.join(known)}"
-        raise InputError(one_line(f"charts: the table has no column {shortened(key)}; {hint}"))
 
 
 def study_table(cells: Sequence[Cell], answers: Iterable[Answer], economics: Economics) -> Table:
@@ -75,27 +41,27 @@ def _is_used(key: str, rows: Sequence[Row]) -> bool:
 
 
 def _answer_columns() -> Iterator[Column]:
-    yield Column(key="status", words="status")
-    yield Column(key="reason", words="reason")
+    yield Column(key="status", title="status")
+    yield Column(key="reason", title="reason")
     for figure in figures():
-        yield Column(key=figure.key, words=figure.words, unit=figure.unit)
-    yield Column(key=KEY, words="answer")
+        yield figure.column
+    yield Column(key=KEY, title="answer")
 
 
 def _asked_columns(swept: Iterable[Column]) -> Iterator[Column]:
-    yield Column(key="cell", words="cell", unit="")
-    yield Column(key="machine", words="machine")
-    yield Column(key="variant", words="variant")
+    yield Column(key="cell", title="cell", kind="number")
+    yield Column(key="machine", title="machine")
+    yield Column(key="variant", title="variant")
     yield from swept
-    yield Column(key="model", words="model")
-    yield Column(key="workload", words="workload")
-    yield Column(key="prompt_len", words="prompt", unit="tokens")
-    yield Column(key="gen_len", words="output", unit="tokens")
-    yield Column(key="runtime", words="engine")
-    yield Column(key="quantize", words="4 bits for")
-    yield Column(key="schedule", words="schedules")
-    yield Column(key="fixed", words="pinned")
-    yield Column(key="max_latency_s", words="latency limit", unit="s")
+    yield Column(key="model", title="model")
+    yield Column(key="workload", title="workload")
+    yield Column(key="prompt_len", title="prompt", unit="tokens", kind="number")
+    yield Column(key="gen_len", title="output", unit="tokens", kind="number")
+    yield Column(key="runtime", title="engine")
+    yield Column(key="quantize", title="4 bits for")
+    yield Column(key="schedule", title="schedules")
+    yield Column(key="fixed", title="pinned")
+    yield Column(key="max_latency_s", title="latency limit", unit="s", kind="number")
 
 
 def _asked(number: int, cell: Cell, swept: dict[str, Column]) -> Row:
@@ -116,7 +82,7 @@ def _asked(number: int, cell: Cell, swept: dict[str, Column]) -> Row:
     }
     for path, text in cell.swept.items():
         value, _ = _quantity(text)
-        row[path] = text if value is None or swept[path].unit is None else value
+        row[path] = text if value is None or swept[path].kind == "text" else value
     return row
 
 
@@ -127,7 +93,9 @@ def _swept(cells: Sequence[Cell]) -> dict[str, Column]:
         for path, text in cell.swept.items():
             units.setdefault(path, set()).add(_quantity(text)[1])
     return {
-        path: Column(key=path, words=path, unit=found.pop() if len(found) == 1 else None)
+        path: Column(key=path, title=path, unit=found.pop() or "", kind="number")
+        if len(found) == 1 and None not in found
+        else Column(key=path, title=path)
         for path, found in units.items()
     }
 

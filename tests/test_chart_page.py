@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from planner.chart_page import Column, PageData, page, row_words, safe_json
+from planner.chart_page import PageData, page, row_words, safe_json
 from planner.charts import Chart
 from planner.make_plan import Request, make_plan
 from planner.report import print_plan
+from planner.table import Column
 from planner.timeline import Span, Timeline, timeline
 from tests.chart_samples import KINDS, TEXTS, charts, sample
 from tests.problems import problem_of
