@@ -6,6 +6,7 @@ texts, so texts are escaped; the numbers of table rows travel as ``customdata``.
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from planner.chart_style import CELLS_WITH_NUMBERS, COLOR_SCALE, color, dash, marker
@@ -13,7 +14,7 @@ from planner.charts import Chart, Series, log_ticks, number
 
 Dict = dict[str, Any]
 
-_LINES_OF_HOVER = 18
+_HOVER_WIDTH, _LINES_OF_HOVER = 60, 20
 
 
 def shown(text: str) -> str:
@@ -132,7 +133,8 @@ def _common(chart: Chart, one: Series) -> Dict:
 
 
 def _hover(chart: Chart, one: Series, index: int) -> str:
-    lines = chart.words(one, index).splitlines()
+    said = chart.words(one, index).splitlines()
+    lines = [part for line in said for part in textwrap.wrap(line, _HOVER_WIDTH) or [""]]
     return "<br>".join(map(shown, lines[:_LINES_OF_HOVER] + ["..."] * (len(lines) > _LINES_OF_HOVER)))
 
 
