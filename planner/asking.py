@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from planner.charts import Chart
 from planner.chart_picture import check_picture, draw
+from planner.charts import Chart
 from planner.plan_command import FORMAT, MODEL, OVERRIDES, QUANTIZE
-from planner.work_options import read_mix, work_options
 from planner.study_answer import Answer
 from planner.study_cells import Cell
 from planner.study_files import Findings, make_folder, write_findings
 from planner.study_progress import answered
 from planner.study_run import Backend, Store
 from planner.table import Table
+from planner.work_options import read_mix, work_options
 from simulator.errors import InputError
 from simulator.mix import Mix
 from simulator.model_config import load_model
@@ -28,7 +28,7 @@ from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
 from simulator.units import one_line
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = Callable[..., Any]
 
 JOBS = click.option(
     "--jobs", type=click.IntRange(min=1), metavar="COUNT", help="Processes  [default: all cores]"
@@ -121,16 +121,20 @@ class Asking:
 
     Attributes:
         options: of the command line.
+        pictures: that will be drawn beside ``--picture``.
         stack: left when the command is over; a temporary folder goes with it.
     """
 
     options: dict[str, Any]
+    pictures: Sequence[Path | None] = ()
     stack: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         """Choose the folder; what cannot be written to is found out before the work."""
         self.out: Path | None = self.options["out"]
-        check_picture(self.options["picture"])
+        for picture in (self.options["picture"], *self.pictures):
+            if picture is not None:
+                check_picture(picture)
         if self.out is not None:
             make_folder(self.out)
         folder = self.out or Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
@@ -150,15 +154,17 @@ class Asking:
         quiet = self.options["output"] == "json"
         return list(answered(cells, self.store, self.backend, quiet=quiet))
 
-    def write(
-        self, title: str, table: Table, charts: Sequence[Chart], drawn: Chart | None = None
-    ) -> Iterator[str]:
-        """Write the folder and the picture, as far as asked for; give a line about each."""
+    def write(self, title: str, table: Table, charts: Sequence[Chart]) -> Iterator[str]:
+        """Write the folder, and the first chart as a picture, as far as asked for; give a line about each."""
         if self.out is not None:
             findings = Findings(title=title, description="", charts=tuple(charts), columns=table.columns)
             yield one_line(f"written: {write_findings(findings, table.rows, self.out)}")
             yield one_line(f"a page with charts, table and plans: planner report {self.out}")
-        picture = self.options["picture"]
-        if picture is not None and (drawn or charts):
-            draw(drawn or charts[0], picture)
+        if charts:
+            yield from self.draw(charts[0], self.options["picture"])
+
+    def draw(self, chart: Chart, picture: Path | None) -> Iterator[str]:
+        """Draw a chart, if a picture is asked for, and say so."""
+        if picture is not None:
+            draw(chart, picture)
             yield one_line(f"written: {picture}")

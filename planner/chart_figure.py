@@ -39,7 +39,7 @@ def _scatter(chart: Chart) -> tuple[list[Dict], Dict]:
     data = [
         {
             "type": "scatter",
-            "mode": mode,
+            "mode": mode if one.joined else "markers",
             "x": [shown(each) for each in one.categories] if chart.has_names else list(one.x),
             "y": list(one.y),
             "marker": {"color": color(i), "symbol": marker(i)[1], "size": 8},

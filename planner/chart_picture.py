@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,24 @@ _WIDTH, _HEIGHT = 6.4, 4.2
 _EMPTY = "#d4d4d4"
 
 
+def check_picture(path: Path, known: Iterable[str] = tuple(FORMATS)) -> None:
+    """Make sure that a picture can be drawn and what kind it is, before anything takes time.
+
+    Raises:
+        InputError: the name does not end in one of the known suffixes.
+    """
+    if path.suffix not in known:
+        *some, last = known
+        raise InputError(one_line(f"{path}: name a file that ends in {', '.join(some)} or {last}"))
+
+
 def draw(chart: Chart, path: Path) -> None:
     """Draw a chart into a file, of the kind that its name says.
 
     Raises:
         InputError: the name does not end in .png, .svg or .pdf, or the file cannot be written.
     """
-    if path.suffix not in FORMATS:
-        *some, last = FORMATS
-        raise InputError(one_line(f"{path}: name a file that ends in {', '.join(some)} or {last}"))
+    check_picture(path)
     import matplotlib as mpl  # noqa: PLC0415 - slow to load, and only pictures need it
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -85,7 +95,7 @@ def _points(axes: Any, chart: Chart) -> None:
             yerr=one.errors() if one.low else None,
             color=color(i),
             marker=marker(i)[0],
-            linestyle=dash(i)[0] if chart.kind == "line" else "none",
+            linestyle=dash(i)[0] if chart.kind == "line" and one.joined else "none",
             markersize=5,
             linewidth=1.6,
             elinewidth=1,

@@ -36,6 +36,7 @@ class Series(Record):
         labels: what to say of each point when it is pointed at.
         low: lower end of each point's range, if it has one.
         high: upper end.
+        joined: whether a line joins the points, in a chart of lines.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Series(Record):
     labels: tuple[str, ...] = ()
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
+    joined: bool = True
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Series:

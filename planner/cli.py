@@ -13,10 +13,14 @@ from rich.console import Console
 from planner.calibrate_command import calibrate
 from planner.compare import compare
 from planner.compare_traces import compare_traces
+from planner.frontier_command import frontier_of
 from planner.listings import FORMATS, hardware, models, runtimes
 from planner.plan import read_plan
 from planner.plan_command import plan
+from planner.report_command import report
 from planner.run_command import run
+from planner.sensitivity_command import sensitivity_of
+from planner.size_command import size_of
 from planner.study_command import study
 from planner.validate import validate
 from planner.verify_command import verify
@@ -64,7 +68,8 @@ def _one_line(text: str) -> str:
 @click.group(
     cls=_Group,
     commands=[
-        *(calibrate, compare, compare_traces, hardware, models, plan, run, runtimes, study, validate, verify)
+        *(calibrate, compare, compare_traces, frontier_of, hardware, models, plan, report, run, runtimes),
+        *(sensitivity_of, size_of, study, validate, verify),
     ],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

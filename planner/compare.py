@@ -25,8 +25,8 @@ from planner.plan_command import (
     QUANTIZE,
 )
 from planner.problem import Problem
-from planner.work_options import read_single, work_options
 from planner.words import lengths
+from planner.work_options import read_single, work_options
 from simulator.errors import InfeasibleError, InputError
 from simulator.hardware import HardwareProfile
 from simulator.model import ModelSpec

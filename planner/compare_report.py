@@ -11,8 +11,7 @@ from rich.text import Text
 
 from planner.compare_published import Published
 from planner.compare_rows import Best, Failed, Row, faster
-from planner.words import duration
-from simulator.policy import Split
+from planner.words import duration, split
 
 _LEFT = ("engine", "schedule", "policy as\npublished", "busiest")
 _LANES = {"disk_read": "reads", "disk_write": "writes"}
@@ -33,16 +32,6 @@ def times(value: float | None) -> str:
     ('1.98 x', '131 x', '-')
     """
     return "-" if value is None else f"{value:.3g} x"
-
-
-def split(where: Split, bits: int) -> str:
-    """Write a placement as ``--fix`` takes it, and how it is stored unless in 16 bits.
-
-    >>> split(Split(gpu=0.2, cpu=0.8, disk=0.0), 16), split(Split(gpu=1.0, cpu=0.0, disk=0.0), 4)
-    ('20/80/0', '100/0/0 4b')
-    """
-    shares = "/".join(f"{100 * share:.0f}" for share in (where.gpu, where.cpu, where.disk))
-    return shares if bits == 16 else f"{shares} {bits}b"
 
 
 def report(

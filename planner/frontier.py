@@ -118,13 +118,12 @@ def undominated(points: Sequence[Point]) -> list[Point]:
 
 def _name(base: Cell, bases: Sequence[Cell]) -> str:
     """Name a curve by what tells it from the others."""
-    parts = [
-        (base.machine, {each.machine for each in bases}),
-        (base.model.name, {each.model.name for each in bases}),
-        (base.runtime.name, {each.runtime.name for each in bases}),
-        (_BITS[base.quantize], {each.quantize for each in bases}),
-    ]
-    return ", ".join(value for value, values in parts if len(values) > 1) or base.machine
+    told = [(each.machine, each.runtime.name, _BITS[each.quantize]) for each in bases]
+    own = (base.machine, base.runtime.name, _BITS[base.quantize])
+    varied = (
+        value for value, values in zip(own, zip(*told, strict=True), strict=True) if len(set(values)) > 1
+    )
+    return ", ".join(varied) or base.machine
 
 
 _BITS = {

@@ -24,7 +24,6 @@ from simulator.model_config import load_model
 from simulator.pipelines import pipeline_names
 from simulator.profiles import load_profile
 from simulator.runtime import load_runtime
-from simulator.schema import decode
 from simulator.units import DURATION, one_line
 
 HARDWARE = click.option(
@@ -40,6 +39,12 @@ QUANTIZE = click.option(
     show_default=True,
     help="What may be stored in 4 bits; auto lets the planner choose.",
 )
+MAX_LATENCY = click.option(
+    "--max-latency", metavar="TIME", help='Limit from admission to last token, such as "600 s".'
+)
+RUNTIME = click.option(
+    "--runtime", default="reference", show_default=True, metavar="NAME", help="Engine that runs the plan."
+)
 OVERRIDES = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Change a figure of the machine."
 )
@@ -52,7 +57,7 @@ FORMAT = click.option(
 @HARDWARE
 @MODEL
 @work_options
-@click.option("--max-latency", metavar="TIME", help='Limit from admission to last token, such as "600 s".')
+@MAX_LATENCY
 @QUANTIZE
 @click.option(
     "--schedule",
@@ -61,9 +66,7 @@ FORMAT = click.option(
     show_default=True,
     help="How the work may be traversed.",
 )
-@click.option(
-    "--runtime", default="reference", show_default=True, metavar="NAME", help="Engine that runs the plan."
-)
+@RUNTIME
 @OVERRIDES
 @click.option("--fix", "fixed", multiple=True, metavar="NAME=VALUE", help="Pin a policy variable.")
 @click.option(
@@ -113,7 +116,7 @@ def plan(  # noqa: PLR0913 - one parameter per option
         swarm = plan_swarm(runtime, *place)
         _finish(swarm, swarm.launch(), None, _Shown(output, launch, launch_dir))
         return
-    problem = Problem(*place, load_runtime(runtime), _duration(max_latency))
+    problem = Problem(*place, load_runtime(runtime), read_duration(max_latency))
     for option, given in (("--launch", launch), ("--launch-dir", launch_dir)):
         if given:
             require_commands(problem.runtime.name, option)
@@ -179,7 +182,12 @@ def _refuse(runtime: str, asked: dict[str, object]) -> None:
             )
 
 
-def _duration(text: str | None) -> float | None:
+def read_duration(text: str | None) -> float | None:
+    """Read a limit of latency. [s]
+
+    Raises:
+        InputError: no time, or none above 0.
+    """
     if text is None:
         return None
     try:

@@ -9,19 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.plan import Plan, TierMemory
-from planner.uncertainty import NOISE
-from planner.words import counted, duration, lengths, size
+from planner.words import LANE_WORDS, constant, counted, duration, lengths, size
 from simulator.hardware import LANES, TIERS
 from simulator.units import GB
 
-_LANE_WORDS = {
-    "gpu": "GPU kernels",
-    "cpu": "CPU work",
-    "h2d": "CPU to GPU",
-    "d2h": "GPU to CPU",
-    "disk_read": "disk reads",
-    "disk_write": "disk writes",
-}
 _BAR = 24
 
 
@@ -65,22 +56,6 @@ def _heading(plan: Plan) -> Text:
 def _range(plan: Plan) -> str:
     found = plan.throughput_range
     return f"{found.low_tok_s:.4g} to {found.high_tok_s:.4g}" if found else ""
-
-
-def _constant(path: str) -> str:
-    """Name a constant of the profile as people do.
-
-    >>> _constant("operations.kernels.float16.qkv.flops"), _constant("capacities.cores.lanes.disk_read")
-    ('qkv flops', 'disk reads on cores')
-    """
-    if path == NOISE:
-        return "noise of the machine"
-    part, *keys = path.split(".")
-    if part == "operations":
-        return " ".join(keys[-2:]).replace("_", " ")
-    if part == "capacities" and keys[-1] in _LANE_WORDS:
-        return f"{_LANE_WORDS[keys[-1]]} on {keys[0]}"
-    return " ".join(_LANE_WORDS.get(key, key) for key in keys)
 
 
 def _grid(*justify: str) -> Table:
@@ -158,7 +133,7 @@ def _expectations(plan: Plan) -> Table:
     table.add_row("throughput", f"{seen.throughput_tok_s:.4g} tok/s", "simulated, transfer by transfer")
     if plan.throughput_range:
         table.add_row("in 19 of 20 runs", f"{_range(plan)} tok/s", "by the profile's intervals")
-        mostly = ", ".join(_constant(cause.path) for cause in plan.throughput_range.mainly())
+        mostly = ", ".join(constant(cause.path) for cause in plan.throughput_range.mainly())
         if mostly:
             table.add_row("", "", f"mostly: {mostly}")
     gap = 100 * (bounds.lp_tok_s / seen.throughput_tok_s - 1)
@@ -169,7 +144,7 @@ def _expectations(plan: Plan) -> Table:
     table.add_row(
         "certified ceiling",
         f"{bounds.ceiling_tok_s:.4g} tok/s",
-        f"any schedule, set by {_LANE_WORDS.get(bounds.ceiling_bound_by, bounds.ceiling_bound_by)}: "
+        f"any schedule, set by {LANE_WORDS.get(bounds.ceiling_bound_by, bounds.ceiling_bound_by)}: "
         f"{gap:.1f} % above",
     )
     if plan.workload.num_prompts is not None:
@@ -191,7 +166,7 @@ def _expectations(plan: Plan) -> Table:
     for phase, words in (("prefill", "prompt passes"), ("decode", "other passes")):
         if plan.limits.get(phase):
             parts = [
-                f"{_LANE_WORDS.get(name, name)} {100 * share:.0f} %"
+                f"{LANE_WORDS.get(name, name)} {100 * share:.0f} %"
                 for name, share in plan.limits[phase].items()
                 if share > 0.005
             ]
@@ -209,7 +184,7 @@ def _lanes(plan: Plan) -> Table:
         share = plan.predictions.busy.get(lane, 0.0)
         filled = round(share * _BAR)
         bar = Text("█" * filled, style="cyan") + Text("░" * (_BAR - filled), style="dim")
-        table.add_row(_LANE_WORDS[lane], bar, f"{100 * share:.1f} %")
+        table.add_row(LANE_WORDS[lane], bar, f"{100 * share:.1f} %")
     return table
 
 
@@ -242,7 +217,7 @@ def _prices(plan: Plan) -> RenderableType:
     for price in sorted(worth, key=lambda each: -each.tok_s_per_unit):
         gain = 100 * price.tok_s_per_unit / base
         table.add_row(
-            f"one more {price.unit} of {_LANE_WORDS.get(price.resource, price.resource)}",
+            f"one more {price.unit} of {LANE_WORDS.get(price.resource, price.resource)}",
             f"+{price.tok_s_per_unit:.3g} tok/s",
             f"+{gain:.2g} %",
         )

@@ -18,6 +18,7 @@ from planner.problem import Outer, Problem
 from planner.program import Program
 from planner.study_answer import Answer
 from planner.study_cells import Cell
+from planner.uncertainty import Cause
 from simulator.layers import Shape
 from simulator.profiles import override_profile
 
@@ -67,6 +68,15 @@ class Sensitivity:
         """Throughput of the machine as it is. [tok/s]"""
         return self.plan.predictions.throughput_tok_s
 
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """What makes the throughput uncertain, on a profile that was measured; the most important first."""
+        return self.plan.throughput_range.by if self.plan.throughput_range else ()
+
+    def swing(self, resource: str) -> float:
+        """Give how far throughput moves with a resource; where nothing fits it is zero. [tok/s]"""
+        return _swing(self.swings[resource])
+
     def number(self, changed: dict[str, float]) -> int | None:
         """Find the row of a change, given as factors on resources."""
         wanted = _swept({name: factor for name, factor in changed.items() if factor != 1.0})
@@ -97,7 +107,7 @@ def sensitivity(
     swings: dict[str, dict[float, float | None]] = {name: {1.0: speed} for name in known}
     for (name, factor, _), reply in zip(single, replies[1:], strict=True):
         swings[name][factor] = _tok_s(reply)
-    first, second = pair or sorted(known, key=lambda name: -swing(swings[name], speed))[:2]
+    first, second = pair or sorted(known, key=lambda name: -_swing(swings[name]))[:2]
     both = [
         (across, down, changed(base, {known[first]: across, known[second]: down}))
         for across, down in itertools.product(grid, grid)
@@ -114,10 +124,9 @@ def sensitivity(
     )
 
 
-def swing(found: dict[float, float | None], base: float) -> float:
-    """Give how far throughput moves, where something fits. [tok/s]"""
-    values = [base, *(value for value in found.values() if value is not None)]
-    return max(values) - min(values) + (base if None in found.values() else 0.0)
+def _swing(found: dict[float, float | None]) -> float:
+    values = [value or 0.0 for value in found.values()]
+    return max(values) - min(values)
 
 
 def _tok_s(reply: Answer) -> float | None:

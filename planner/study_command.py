@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as TextTable
 from rich.text import Text
 
+from planner.asking import ADDRESS, BACKEND, JOBS, backend_of
 from planner.listings import FORMATS, console, echo_json
 from planner.study import read_study
-from planner.study_answer import Answer
-from planner.study_cells import Cell, expand
+from planner.study_cells import expand
 from planner.study_charts import study_charts
 from planner.study_files import Findings, make_folder, write_findings
+from planner.study_progress import answered
 from planner.study_rows import study_table
-from planner.study_run import Backend, Store, run_cells
+from planner.study_run import Store
 from planner.table import Row, Table
-from simulator.errors import InputError
 from simulator.schema import read_text
 from simulator.units import one_line
 

@@ -26,3 +26,16 @@ def answered(cells: Sequence[Cell], store: Store, backend: Backend, *, quiet: bo
 
         passing = run_cells(cells, store, backend, tell)
     return store.answers(cells, passing)
+
+
+def _progress(quiet: bool) -> Progress:
+    """Show how many cells have an answer, and how long the others will take."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("cells,"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
+        disable=quiet,
+    )

@@ -11,6 +11,7 @@ import click
 import numpy as np
 from rich.console import Console
 
+from planner.chart_picture import check_picture
 from planner.listings import FORMATS, console, echo_json
 from planner.measurements import (
     Measurement,
@@ -30,7 +31,8 @@ from planner.score import (
     score_stage,
     summarise,
 )
-from planner.validate_picture import check_picture, draw
+from planner.validate_picture import FORMATS as PICTURES
+from planner.validate_picture import draw
 from planner.validate_report import report
 from simulator.errors import InputError
 from simulator.hardware import HardwareProfile
@@ -169,7 +171,7 @@ def validate(
     planner validate --kernels gemm.csv.gz --hw h100-80
     """  # noqa: D301 - click reads the escape
     if picture is not None:
-        check_picture(picture)
+        check_picture(picture, PICTURES)
     with Console(stderr=True).status("simulating"):
         outcome = validate_files(files, kernels, hardware) if files or kernels else validate_shipped(hardware)
     if picture is not None:

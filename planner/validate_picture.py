@@ -34,16 +34,6 @@ _SETTINGS: Any = {  # names of settings are checked when used
 }
 
 
-def check_picture(path: Path) -> None:
-    """Make sure that a picture can be drawn and what kind it is, before anything takes time.
-
-    Raises:
-        InputError: the name does not end in .png or .svg.
-    """
-    if path.suffix not in FORMATS:
-        raise InputError(one_line(f"--picture {path}: name a file that ends in {' or '.join(FORMATS)}"))
-
-
 def draw(path: Path, scores: Sequence[Score], breakdown: Sequence[ComponentScore]) -> None:
     """Draw a panel for each unit that was measured, and one for the breakdown.
 

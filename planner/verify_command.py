@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from planner.chart_picture import check_picture
 from planner.listings import FORMATS, console, echo_json
 from planner.torch_commands import open_checkpoint
-from planner.validate_picture import check_picture
+from planner.validate_picture import FORMATS as PICTURES
 from planner.verify import Outcome, judge
 from planner.verify_cases import KINDS, draw_cases
 from planner.verify_report import draw, markdown, report
@@ -97,7 +98,7 @@ def verify(  # noqa: PLR0913 - one parameter per option
     planner verify --hw my-machine.yaml --checkpoint llama-1b --out proof --picture proof.png
     """  # noqa: D301 - click reads the escape
     if picture is not None:
-        check_picture(picture)
+        check_picture(picture, PICTURES)
     if out is not None:
         make_folder(out)
     profile = load_profile(hardware, overrides)

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from planner.uncertainty import NOISE
+from simulator.policy import Split
 from simulator.units import GIB
 from simulator.workload import Workload
+
+#: Lanes and resources as people say them.
+LANE_WORDS = {
+    "gpu": "GPU kernels",
+    "cpu": "CPU work",
+    "h2d": "CPU to GPU",
+    "d2h": "GPU to CPU",
+    "disk_read": "disk reads",
+    "disk_write": "disk writes",
+}
 
 
 def duration(seconds: float) -> str:
@@ -42,3 +54,29 @@ def lengths(work: Workload) -> str:
     out = "no output (scored)" if work.scores else f"{work.gen_len} out"
     shared = f" ({work.shared_prefix} of them shared)" if work.shared_prefix else ""
     return f"{work.prompt_len} tokens in{shared}, {out}"
+
+
+def split(where: Split, bits: int) -> str:
+    """Write a placement as ``--fix`` takes it, and how it is stored unless in 16 bits.
+
+    >>> split(Split(gpu=0.2, cpu=0.8, disk=0.0), 16), split(Split(gpu=1.0, cpu=0.0, disk=0.0), 4)
+    ('20/80/0', '100/0/0 4b')
+    """
+    shares = "/".join(f"{100 * share:.0f}" for share in (where.gpu, where.cpu, where.disk))
+    return shares if bits == 16 else f"{shares} {bits}b"
+
+
+def constant(path: str) -> str:
+    """Name a constant of the profile as people do.
+
+    >>> constant("operations.kernels.float16.qkv.flops"), constant("capacities.cores.lanes.disk_read")
+    ('qkv flops', 'disk reads on cores')
+    """
+    if path == NOISE:
+        return "noise of the machine"
+    part, *keys = path.split(".")
+    if part == "operations":
+        return " ".join(keys[-2:]).replace("_", " ")
+    if part == "capacities" and keys[-1] in LANE_WORDS:
+        return f"{LANE_WORDS[keys[-1]]} on {keys[0]}"
+    return " ".join(LANE_WORDS.get(key, key) for key in keys)

@@ -82,8 +82,8 @@ def read_single(workload: str | None, **lengths: str | None) -> Workload:
     if mix.single is None:
         parts = ", ".join(f"{mix.name}/{part.name}" for part in mix.parts)
         raise InputError(
-            f"--workload {workload}: it has {len(mix.parts)} parts, each with a plan of its own: planner study "
-            f"plans them all, and one is {parts}"
+            f"--workload {workload}: it has {len(mix.parts)} parts with a plan each; take one of {parts}, or "
+            "planner study for all"
         )
     return mix.single
 

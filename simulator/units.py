@@ -115,6 +115,9 @@ FLOP_RATE = Dimension("a compute rate", "65 TFLOP/s", _prefixed("FLOP/s"), 1e8, 
 DURATION = Dimension("a time", "10 us", {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}, 0.0, 1e6)
 POWER = Dimension("a power", "70 W", {"W": 1.0, "kW": 1e3}, 1.0, 1e6)
 PRICE = Dimension("a price per hour", "0.53 USD/h", {"USD/h": 1.0, "$/h": 1.0}, 1e-4, 1e4)
+BUDGET = Dimension(
+    "a budget", "200 USD/day", {"USD/day": 1.0, "USD/h": 24.0, "USD/month": 12.0 / 365.25}, 1e-2, 1e9
+)
 PURCHASE = Dimension("a price", "3500 USD", {"USD": 1.0, "kUSD": 1e3}, 1.0, 1e8)
 
 Bytes = Annotated[float, BeforeValidator(BYTES.parse), PlainSerializer(BYTES.format)]
