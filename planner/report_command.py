@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
@@ -24,7 +25,8 @@ from simulator.units import one_line
 #: Rows whose timelines are on the page unless the user says otherwise: they are the larger part of it.
 _TIMELINES = 40
 _WIDTH = 110
-_HIDDEN = (KEY,)
+#: The page numbers rows itself.
+_HIDDEN = ("cell", KEY)
 
 
 @click.command("report")
@@ -73,14 +75,16 @@ def report(
     findings, rows = read_findings(folder)
     with Console(stderr=True).status("reading plans"):
         plans, lines = _details(findings, rows, Store(folder), timelines)
+    same = _same(findings, rows)
     shown = PageData(
         title=findings.title,
         description=findings.description,
         charts=findings.charts,
-        columns=tuple(column for column in findings.columns if column.key not in _HIDDEN),
+        columns=tuple(each for each in findings.columns if each.key not in (*_HIDDEN, *same)),
         rows=tuple({key: value for key, value in row.items() if key not in _HIDDEN} for row in rows),
         plans=plans,
         timelines=lines,
+        notes=(f"In all rows: {', '.join(same.values())}.",) if same else (),
     )
     path = out or folder / "report.html"
     _write(path, page(shown))
@@ -88,6 +92,17 @@ def report(
     if pictures is not None:
         for picture in _draw(findings, pictures, kinds):
             click.echo(one_line(f"written: {picture}"))
+
+
+def _same(findings: Findings, rows: Sequence[Row]) -> dict[str, str]:
+    """Say what was asked alike of all rows, by column: such columns tell nothing apart."""
+    asked = itertools.takewhile(lambda column: column.key != "status", findings.columns)
+    values = {column: {row.get(column.key) for row in rows} for column in asked}
+    return {
+        column.key: f"{column.title} {found.pop()} {column.unit}".rstrip()
+        for column, found in values.items()
+        if len(found) == 1 and len(rows) > 1
+    }
 
 
 def _details(

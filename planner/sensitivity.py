@@ -19,6 +19,7 @@ from planner.program import Program
 from planner.study_answer import Answer
 from planner.study_cells import Cell
 from planner.uncertainty import Cause
+from planner.words import LANE_WORDS
 from simulator.layers import Shape
 from simulator.profiles import override_profile
 
@@ -79,8 +80,8 @@ class Sensitivity:
 
     def number(self, changed: dict[str, float]) -> int | None:
         """Find the row of a change, given as factors on resources."""
-        wanted = _swept({name: factor for name, factor in changed.items() if factor != 1.0})
-        return next((n for n, cell in enumerate(self.cells) if cell.swept == wanted), None)
+        wanted = _variant({name: factor for name, factor in changed.items() if factor != 1.0})
+        return next((n for n, cell in enumerate(self.cells) if cell.variant == wanted), None)
 
 
 def sensitivity(
@@ -141,13 +142,16 @@ def changed(base: Cell, factors: dict[Figure, float]) -> Cell:
         update={
             "hardware": override_profile(base.hardware, overrides),
             "overrides": (*base.overrides, *overrides),
-            "swept": _swept({figure.name: factor for figure, factor in moved.items()}),
+            "variant": _variant({figure.name: factor for figure, factor in moved.items()}),
         }
     )
 
 
-def _swept(factors: dict[str, float]) -> dict[str, str]:
-    return {name: f"x{factor:.4g}" for name, factor in factors.items()}
+def _variant(factors: dict[str, float]) -> str | None:
+    """Name a changed machine."""
+    return (
+        ", ".join(f"{factor:.3g} x {LANE_WORDS.get(name, name)}" for name, factor in factors.items()) or None
+    )
 
 
 def changes(figure: Figure, factor: float) -> tuple[str, ...]:

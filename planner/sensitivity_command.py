@@ -61,7 +61,7 @@ def sensitivity_of(**options: Any) -> None:
     """Find out what a plan depends on.
 
     Of every resource: its price, between which factors the price holds, and throughput with less and with
-    more of it, planned and simulated anew. Two resources are changed together too. On a profile that was measured,
+    more of it, planned and simulated anew. Two resources are changed together too. On a measured profile,
     also which of its uncertain constants the answer depends on most.
 
     \b
@@ -131,8 +131,7 @@ def _sections(found: Sensitivity) -> list[RenderableType]:
         _prices(found),
         Text(),
         Text(
-            f"A price holds where it is right to within 10 %, between half and twice the resource. "
-            f"{_words(found.pair[0])} and {_words(found.pair[1])} together: see the heat map.",
+            "A price holds where it is right to within 10 %, looked for between half and twice the resource.",
             style="dim",
         ),
     ]

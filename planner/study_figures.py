@@ -10,8 +10,9 @@ from planner.costs import Running
 from planner.plan import Plan
 from planner.study_answer import PartPlan
 from planner.table import Column, Entry
+from planner.words import LANE_WORDS
 from simulator.hardware import LANES, TIERS, LaneName, TierName
-from simulator.units import GIB
+from simulator.units import GB, GIB
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,22 @@ Read = Callable[[Planned], Entry]
 
 @dataclass(frozen=True)
 class Figure:
-    """A column that a planned cell fills: key, title, unit (None: not a number), how to read it off."""
+    """A column that a planned cell fills: key, title, unit (None: not a number), how to read it off.
+
+    ``brief`` is as in :class:`planner.table.Column`.
+    """
 
     key: str
     title: str
     unit: str | None
     read: Read
+    brief: bool = True
 
     @property
     def column(self) -> Column:
         """Give its column in the table."""
         kind: Literal["text", "number"] = "text" if self.unit is None else "number"
-        return Column(key=self.key, title=self.title, unit=self.unit or "", kind=kind)
+        return Column(key=self.key, title=self.title, unit=self.unit or "", kind=kind, brief=self.brief)
 
 
 def _range(end: str) -> Read:
@@ -103,6 +108,10 @@ def _rate(name: str) -> Read:
 
 def _bound(name: str) -> Read:
     return lambda found: getattr(found.main.bounds, name)
+
+
+def _gigabytes(name: str) -> Read:
+    return lambda found: float(getattr(found.main.bounds, name)) / GB
 
 
 def _policy(name: str) -> Read:
@@ -168,16 +177,29 @@ def figures() -> list[Figure]:
         Figure("program_tok_s", "program's answer", "tok/s", _rate("lp_tok_s")),
         Figure("ceiling_tok_s", "certified ceiling", "tok/s", _rate("ceiling_tok_s")),
         Figure("ceiling_bound_by", "ceiling set by", None, _bound("ceiling_bound_by")),
-        Figure("io_bytes", "to the GPU", "B/sequence", _bound("io_bytes")),
-        Figure("io_lower_bound_bytes", "least to the GPU", "B/sequence", _bound("io_lower_bound_bytes")),
+        Figure("io_gb", "to the GPU", "GB/sequence", _gigabytes("io_bytes")),
+        Figure("io_least_gb", "least to the GPU", "GB/sequence", _gigabytes("io_lower_bound_bytes")),
         *_policies(),
-        *(Figure(f"{tier}_peak_gib", f"{tier} memory", "GiB", _peak(tier)) for tier in TIERS),
-        *(Figure(f"busy_{lane}", f"{lane} busy", "", _busy(lane)) for lane in LANES),
         *(
-            Figure(f"price_{name.replace(' ', '_')}", f"price of {name}", f"tok/s per {unit}", _price(name))
+            Figure(f"{tier}_peak_gib", f"{tier} memory used", "GiB", _peak(tier), brief=False)
+            for tier in TIERS
+        ),
+        *(Figure(f"busy_{lane}", f"{_words(lane)} busy", "", _busy(lane), brief=False) for lane in LANES),
+        *(
+            Figure(
+                f"price_{_key(name)}", f"price of {_words(name)}", f"tok/s per {unit}", _price(name), False
+            )
             for name, unit in PRICED.items()
         ),
     ]
+
+
+def _words(resource: str) -> str:
+    return LANE_WORDS.get(resource, resource)
+
+
+def _key(resource: str) -> str:
+    return resource.replace(" ", "_")
 
 
 def _money() -> list[Figure]:
@@ -201,7 +223,10 @@ def _policies() -> list[Figure]:
         Figure("num_groups", "groups", "", _policy("num_groups")),
         Figure("block", "block", "sequences", _policy("block")),
         Figure("stagger", "stagger", "passes", _policy("stagger")),
-        *(Figure(f"{name}_{tier}", f"{name} on {tier}", "", _share(name, tier)) for name, tier in splits),
+        *(
+            Figure(f"{name}_{tier}", f"{name} on {tier}", "", _share(name, tier), False)
+            for name, tier in splits
+        ),
         Figure("attention_on_cpu", "attention on the CPU", "", _on_cpu),
         Figure("weight_bits", "bits of weights", "", _policy("weight_bits")),
         Figure("cache_bits", "bits of cache", "", _policy("cache_bits")),

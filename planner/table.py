@@ -15,12 +15,21 @@ Row = dict[str, Entry]
 
 
 class Column(Record):
-    """A column of a table: the key of its values in the rows, its heading, its unit, and how to sort it."""
+    """A column of a table.
+
+    Attributes:
+        key: of its values in the rows.
+        title: above it.
+        unit: of its values.
+        kind: how to sort it.
+        brief: whether a row's summary has it; the others repeat what the plan's report says.
+    """
 
     key: str
     title: str
     unit: str = ""
     kind: Literal["text", "number"] = "text"
+    brief: bool = True
 
     @property
     def heading(self) -> str:

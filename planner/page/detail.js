@@ -30,7 +30,7 @@ function figuresList(data, row) {
   const list = element("dl", { class: "figures" });
   data.columns.forEach((column, index) => {
     const value = data.rows[row][index];
-    if (value === null || value === "" || column.key === "reason") return;
+    if (!column.brief || value === null || value === "" || column.key === "reason") return;
     const unit = column.unit ? ` ${column.unit}` : "";
     list.append(element("div", {}, element("dt", {}, column.title), element("dd", {}, shownValue(value) + unit)));
   });
