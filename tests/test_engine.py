@@ -18,6 +18,7 @@ from executor.memory import Memory
 from executor.quantize import dequantize, quantize
 from executor.reference import LoadedModel
 from executor.sampling import Request, Sampling
+from simulator.errors import InputError
 from simulator.generate import generate
 from simulator.hardware import LANES, TIERS
 from simulator.layout import lay_out
@@ -243,8 +244,24 @@ def test_chance_does_not_depend_on_the_batch(checkpoints: dict[str, Checkpoint],
 
 
 def test_every_operation_that_the_engine_is_given_has_a_handler() -> None:
-    """What is left are tasks of other engines: halves of blocks, barriers, mapped files, staging by hand."""
+    """What is left are tasks of other engines: halves of blocks, barriers, mapped files, staging by hand.
+
+    And attention to a shared prefix, of which plans are refused.
+    """
     from executor.steps import Steps  # noqa: PLC0415
 
     missing = {operation.name for operation in OPERATIONS if not hasattr(Steps, operation.name)}
-    assert missing == {"stage_weights", "stage_cache", "expand_cache", "relay_weights", "project", "sync"}
+    others = {"stage_weights", "stage_cache", "expand_cache", "relay_weights", "project", "sync"}
+    assert missing == others | {"attend_prefix"}
+
+
+@pytest.mark.parametrize("change", [{"gen_len": 0}, {"shared_prefix": 1}])
+def test_what_can_only_be_planned_is_refused(
+    change: dict[str, int], checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """Scored prompts and shared prefixes: the engine says so before it takes any memory."""
+    checkpoint, work = checkpoints["qwen3"], Workload(prompt_len=2, **change)
+    policy = Policy(gpu_batch=1, num_groups=1, weights=_ALL_GPU, cache=_ALL_GPU, activations=_ALL_GPU)
+    placed = lay_out(checkpoint.model, load_runtime("reference"), work, policy)
+    with pytest.raises(InputError, match=f"workload.{next(iter(change))}: the engine"):
+        play(Case(placed, []), checkpoint, tmp_path)

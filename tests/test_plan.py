@@ -154,7 +154,8 @@ def test_everything_promised_is_in_the_file() -> None:
     assert data["hardware"]["name"] == "a100-80"
     assert len(data["hardware"]["content_hash"]) == 16
     assert data["model"]["name"] == "opt-175b"
-    assert data["workload"] == {"prompt_len": 512, "gen_len": 32, "num_prompts": None}
+    work = {"prompt_len": 512, "gen_len": 32, "num_prompts": None, "shared_prefix": 0}
+    assert data["workload"] == work
     assert data["runtime"]["name"] == "reference"
     policy = {"gpu_batch", "num_groups", "weights", "cache", "activations", "cpu_attention", "weight_bits"}
     assert policy | {"cache_bits", "stagger", "prompt_batch", "pinned", "prefetch"} <= set(data["policy"])

@@ -146,7 +146,8 @@ def test_tokens_are_conserved(placed):
     """Law 5 of physics: every token of every sequence is computed once in every layer, every logit once.
 
     Counted in FLOPs over a whole period: prompts and n - 1 further tokens go through the blocks, attention
-    sees all pairs, and the head turns out n tokens a sequence.
+    sees all pairs, also those with a shared prefix, and the head turns out n tokens a sequence, or scores the
+    prompt's.
     """
     schedule, model, workload = generate(placed, None), placed.model, placed.workload
     counted = np.array([one.weight for one in schedule.window.passes])[schedule.pass_index]
@@ -155,14 +156,16 @@ def test_tokens_are_conserved(placed):
         return sum((schedule.flops * counted)[schedule.where(name)].sum() for name in names)
 
     sequences = schedule.window.sequences
-    through = sequences * model.num_layers * workload.context_len
+    tokens = workload.own_len + workload.passes - 1
+    through = sequences * model.num_layers * tokens
     assert flops("qkv") == pytest.approx(through * model.linear_flops("qkv"))
     after = model.linear_flops("project") + model.linear_flops("mlp")
     assert flops("project") + flops("mlp") == pytest.approx(through * after)
-    assert flops("head") == pytest.approx(sequences * workload.gen_len * model.linear_flops("head"))
-    pairs = workload.context_len * (workload.context_len + 1) / 2
-    expected = sequences * model.num_layers * 4 * model.num_heads * model.head_dim * pairs
-    assert flops("attend_prompt", "attend", "attend_cpu") == pytest.approx(expected)
+    assert flops("head") == pytest.approx(sequences * workload.counted_tokens * model.linear_flops("head"))
+    a_pair = sequences * model.num_layers * 4 * model.num_heads * model.head_dim
+    pairs = tokens * (tokens + 1) / 2
+    assert flops("attend_prompt", "attend", "attend_cpu") == pytest.approx(a_pair * pairs)
+    assert flops("attend_prefix") == pytest.approx(a_pair * tokens * workload.shared_prefix)
 
 
 @given(layouts(finite=False))
@@ -177,7 +180,7 @@ def test_cache_bytes_are_conserved(placed):
     cache, share = placed.layout.cache, placed.layout.cpu_attention
     token = model.num_layers * model.kv_bytes(placed.policy.cache_bits, placed.policy.quant_group)
     stored = schedule.window.sequences * workload.context_len * token
-    earlier = sum(workload.prompt_len + t - 1 for t in range(1, workload.gen_len))
+    earlier = sum(workload.own_len + t - 1 for t in range(1, workload.gen_len))
     used = schedule.window.sequences * earlier * token
     streamed = cache.cpu * (1 - share.cpu) + cache.disk * (1 - share.disk)
     tiny_share = 1e-6 * (stored + used)

@@ -16,7 +16,6 @@ from planner.program import MAX_GROUPS, Program
 from planner.search import TOLERANCE, SearchResult, search
 from simulator.errors import InputError
 from simulator.policy import Policy
-from simulator.workload import Workload
 from tests.problems import problem_of, problems, with_memory
 
 SEARCHES = 15  # of drawn problems per test: each takes some dozens of programs
@@ -241,9 +240,7 @@ def test_a_long_queue_is_like_one_without_end(problem: Problem, factor: int) -> 
     """A queue of many thousand prompts makes the program's answer what it is for one that never ends."""
     options = Options(schedule="zigzag" if "zigzag" in problem.runtime.schedules else "row")
     endless = search(problem, options)
-    workload = Workload(
-        prompt_len=problem.workload.prompt_len, gen_len=problem.workload.gen_len, num_prompts=100_000 * factor
-    )
+    workload = problem.workload.model_copy(update={"num_prompts": 100_000 * factor})
     finite = search(replace(problem, workload=workload), options)
     assert bool(finite.candidates) == bool(endless.candidates)
     if endless.candidates:
