@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.linear import Optimum, Row, minimise
+from planner.phases import phases_of, rates_of
 from planner.problem import PROMPT_TOKENS, Outer, Problem, Solution, memory_limit
 from planner.program_turns import define_turns
-from simulator.cost import Rates
-from simulator.demand import period_demand, resource_limits
+from simulator.demand import resource_limits
 from simulator.hardware import LANES, TIERS
 from simulator.layers import CellKind, layer_weight_bytes, total_weight_bytes
 from simulator.memory import Batch, MemoryItem, lookahead, memory_items
@@ -45,21 +45,10 @@ class Program:
 
     def __post_init__(self) -> None:
         """Read work and memory off the schedule's forms and write the rows."""
-        workload, outer = self.problem.workload, self.outer
-        problem = self.problem
-        self.rates = Rates(problem.hardware, problem.runtime, problem.model.dtype, outer.pinned)
-        self.cohorts = cohorts_in_flight(outer.stagger, workload.gen_len)
-        self.phases = period_demand(
-            self.problem.model,
-            outer.shape,
-            self.problem.runtime,
-            workload,
-            self.rates,
-            gpu_batch=outer.gpu_batch,
-            prompt_batch=outer.prompts_together(self.problem),
-            stagger=outer.stagger,
-            prefetch=outer.prefetch,
-        )
+        problem, outer = self.problem, self.outer
+        self.rates = rates_of(problem, outer)
+        self.cohorts = cohorts_in_flight(outer.stagger, problem.workload.gen_len)
+        self.phases = phases_of(problem, outer)
         define_placement(self)
         define_loads(self)
         define_demand(self)

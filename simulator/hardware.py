@@ -142,10 +142,8 @@ class Engine(Record):
 
         The model's own type if the engine has it, else the other 16-bit type, else float32.
         """
-        for choice in (dtype, *_SIXTEEN_BIT, "float32"):
-            if choice in self.matmul:
-                return choice
-        return next(iter(self.matmul))
+        choices = (dtype, *_SIXTEEN_BIT, "float32", *self.matmul)
+        return next(choice for choice in choices if choice in self.matmul)
 
 
 class HostLink(Record):
@@ -250,6 +248,10 @@ class HardwareProfile(Record):
     calibration: Calibration | None = None
     sources: dict[str, Source] = Field(min_length=1)
 
+    def __hash__(self) -> int:
+        """Hash what has a hash of its own; dictionaries have none. Equal machines are equal in this too."""
+        return hash((self.name, *(self.tiers[name] for name in TIERS), self.links))
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         for kind, names, have in (("tiers", TIERS, self.tiers), ("engines", ("gpu", "cpu"), self.engines)):
@@ -274,8 +276,7 @@ class HardwareProfile(Record):
 
     def source_kinds(self) -> list[SourceKind]:
         """List the kinds of sources that the profile's figures rest on."""
-        used = {name for _, name in _source_names(self.model_dump(), "")}
-        return sorted({self.sources[name].kind for name in used})
+        return sorted({self.sources[name].kind for _, name in _source_names(self.model_dump(), "")})
 
 
 def below_peak(path: str, achieved: float, peak: float, show: Callable[[float], str]) -> None:

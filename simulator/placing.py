@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from simulator.runtime import Runtime
 
 _LETTERS: dict[TierName, str] = {"gpu": "g", "cpu": "c", "disk": "d"}
 SLACK = 1e-9
+_KEPT = 16  # lists of tensors: every layout of a search is made from the same one
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,24 @@ class Tensor:
     size: float
 
 
-def tensors_of(model: ModelSpec, runtime: Runtime, shape: Shape) -> list[Tensor]:
+@lru_cache(_KEPT)
+def tensors_of(model: ModelSpec, runtime: Runtime, shape: Shape) -> tuple[Tensor, ...]:
     """List the tensors of all layers in the order of the traversal; layer 0 is the embedding."""
-    return [
-        Tensor(layer, weight, tensor_bytes(model, shape, runtime, kind, weight))
+    of_kind = {
+        kind: [
+            (weight, tensor_bytes(model, shape, runtime, kind, weight))
+            for weight in layer_tensors(model, runtime, kind)
+        ]
+        for kind in set(layer_kinds(model, runtime))
+    }
+    return tuple(
+        Tensor(layer, weight, size)
         for layer, kind in enumerate(layer_kinds(model, runtime))
-        for weight in layer_tensors(model, runtime, kind)
-    ]
+        for weight, size in of_kind[kind]
+    )
 
 
-def _evenly(tensors: list[Tensor], policy: Policy) -> Iterator[TierName]:
+def _evenly(tensors: Sequence[Tensor], policy: Policy) -> Iterator[TierName]:
     """Deal whole tensors: each to the fastest tier with room for it in its share of what was dealt so far."""
     gpu_share, host_share = policy.weights.gpu, policy.weights.gpu + policy.weights.cpu
     dealt = on_gpu = on_host = 0.0
@@ -62,7 +72,7 @@ def _is_norm_of_block(tensor: Tensor) -> bool:
     return tensor.weight.stage != "head" and "norm" in tensor.weight.name
 
 
-def _by_midpoint(tensors: list[Tensor], policy: Policy) -> Iterator[TierName]:
+def _by_midpoint(tensors: Sequence[Tensor], policy: Policy) -> Iterator[TierName]:
     """Within each layer, put a tensor where the middle of its elements falls: disk, then CPU, then GPU.
 
     This is FlexGen's rule; within a block it lists norms last. It rounds coarsely: of a block with two large
@@ -81,7 +91,7 @@ def _by_midpoint(tensors: list[Tensor], policy: Policy) -> Iterator[TierName]:
         yield from (tiers[tensor.weight.name] for tensor in layer)
 
 
-def _in_order(tensors: list[Tensor], policy: Policy) -> Iterator[TierName]:
+def _in_order(tensors: Sequence[Tensor], policy: Policy) -> Iterator[TierName]:
     """Fill the GPU with whole layers from the first on, then the CPU, then the disk.
 
     This is Accelerate's rule; a share is met by the layers that fit into it.
@@ -98,7 +108,7 @@ def _in_order(tensors: list[Tensor], policy: Policy) -> Iterator[TierName]:
         yield from [TIERS[tier]] * len(layer)
 
 
-PLACING: dict[str, Callable[[list[Tensor], Policy], Iterator[TierName]]] = {
+PLACING: dict[str, Callable[[Sequence[Tensor], Policy], Iterator[TierName]]] = {
     "even": _evenly,
     "midpoint": _by_midpoint,
     "in_order": _in_order,
@@ -106,20 +116,23 @@ PLACING: dict[str, Callable[[list[Tensor], Policy], Iterator[TierName]]] = {
 
 
 def by_tensors(
-    tensors: list[Tensor], tiers: Iterator[TierName]
+    tensors: Sequence[Tensor], tiers: Iterator[TierName]
 ) -> tuple[dict[str, str], tuple[FloatArray, FloatArray]]:
     """Note where whole tensors lie, and what that makes of each layer."""
     held, counted = (np.zeros((tensors[-1].layer + 1, 3)) for _ in range(2))
     letters: dict[str, list[str]] = {}
+    columns: list[int] = []
     for tensor, tier in zip(tensors, tiers, strict=True):
-        held[tensor.layer, TIERS.index(tier)] += tensor.size
-        counted[tensor.layer, TIERS.index(tier)] += tensor.weight.is_matrix
+        columns.append(TIERS.index(tier))
         letters.setdefault(tensor.weight.name, []).append(_LETTERS[tier])
+    at = ([tensor.layer for tensor in tensors], columns)
+    np.add.at(held, at, [tensor.size for tensor in tensors])
+    np.add.at(counted, at, [float(tensor.weight.is_matrix) for tensor in tensors])
     return {name: "".join(each) for name, each in letters.items()}, (held, counted)
 
 
 def by_rows(
-    tensors: list[Tensor], policy: Policy
+    tensors: Sequence[Tensor], policy: Policy
 ) -> tuple[dict[str, tuple[float, float, float]], tuple[FloatArray, FloatArray]]:
     """Cut every tensor along its rows, those of one dimension too."""
     held, counted = (np.zeros((tensors[-1].layer + 1, 3)) for _ in range(2))
