@@ -20,11 +20,12 @@ def rates_of(problem: Problem, outer: Outer) -> Rates:
 def phases_of(problem: Problem, outer: Outer) -> tuple[Demand, Demand]:
     """Give demand in a period, in the pass with an admission and in the others.
 
-    Limits, pins and the range of group sizes do not matter for it.
+    How much memory there is does not matter for it, nor do limits, pins and the range of group sizes.
     """
+    machine = problem.hardware.model_copy(update={"tiers": {}})
     prompts = outer.prompts_together(problem)
     alike = replace(outer, prompt_batch=prompts, smallest_batch=None, pins=())
-    return _phases(replace(problem, max_latency=None), alike)
+    return _phases(replace(problem, hardware=machine, max_latency=None), alike)
 
 
 @lru_cache(_KEPT)

@@ -250,7 +250,7 @@ class HardwareProfile(Record):
 
     def __hash__(self) -> int:
         """Hash what has a hash of its own; dictionaries have none. Equal machines are equal in this too."""
-        return hash((self.name, *(self.tiers[name] for name in TIERS), self.links))
+        return hash((self.name, self.links))
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

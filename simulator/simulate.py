@@ -60,8 +60,7 @@ def rates_of(placed: Placed, hardware: HardwareProfile) -> Rates:
 def task_seconds(schedule: Schedule, rates: Rates) -> FloatArray:
     """Give the time of every task at full speed. [N] [s]"""
     seconds = np.zeros(len(schedule))
-    for code in np.unique(schedule.operation):
-        tasks = np.nonzero(schedule.operation == code)[0]
+    for code, tasks in schedule.by_operation.items():
         work = (column[tasks] for column in schedule.work)
         seconds[tasks] = rates.seconds(OPERATIONS[code], *work)
     return seconds
@@ -71,12 +70,11 @@ def capacity_draws(schedule: Schedule, rates: Rates, seconds: FloatArray) -> tup
     """Give what every task takes from each shared capacity [N, C], and the rates of these. [C]"""
     capacities = list(rates.hardware.capacities.values())
     draws = np.zeros((len(schedule), len(capacities)))
-    for code in np.unique(schedule.operation):
-        tasks = np.nonzero(schedule.operation == code)[0]
+    for code, tasks in schedule.by_operation.items():
+        operation, work = OPERATIONS[code], (schedule.bytes[tasks], seconds[tasks])
         for index, capacity in enumerate(capacities):
-            draws[tasks, index] = rates.draw(
-                capacity, OPERATIONS[code], schedule.bytes[tasks], seconds[tasks]
-            )
+            if operation.lane in capacity.lanes:
+                draws[tasks, index] = rates.draw(capacity, operation, *work)
     return draws, np.array([limit(capacity) for capacity in capacities])
 
 
@@ -174,11 +172,10 @@ def check_physics(simulation: Simulation, rates: Rates, placed: Placed) -> None:
         PlannerError: a task took less time than its work needs at the physical limit.
     """
     schedule, took = simulation.schedule, simulation.end - simulation.start
-    for code in np.unique(schedule.operation):
+    for code, tasks in schedule.by_operation.items():
         operation = OPERATIONS[code]
         if operation.cost == "none" or rates.hands_over(operation):
             continue
-        tasks = schedule.operation == code
         least = _least_seconds(
             operation.lane, schedule.flops[tasks], schedule.bytes[tasks], rates.hardware, placed
         )
