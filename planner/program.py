@@ -65,15 +65,11 @@ class Program:
         dropped, and what saves counts as in a block of one group: no block does better.
         """
         block = self.block or self.outer.gpu_batch * self.cohorts
-        terms = dict.fromkeys(PLACEMENT[1:], 0.0)
-        terms["tau"] = float(per_pass[0])
-        for index, name in enumerate(PLACEMENT):
-            if index == 0:
-                continue
-            is_weight = index < _WEIGHTS.stop
-            terms[name] += float(per_pass[index] if is_weight else per_sequence[index])
-            mixed = per_sequence[index] * block if is_weight else per_pass[index] / block
-            terms[name] += float(mixed if self.block else min(0.0, mixed))
+        kept = slice(_WEIGHTS.start, _WEIGHTS.stop), slice(_WEIGHTS.stop, None)
+        plain = np.concatenate([per_pass[kept[0]], per_sequence[kept[1]]])
+        mixed = np.concatenate([per_sequence[kept[0]] * block, per_pass[kept[1]] / block])
+        total = plain + (mixed if self.block else np.minimum(0.0, mixed))
+        terms = dict(zip(PLACEMENT[1:], total.tolist(), strict=True)) | {"tau": float(per_pass[0])}
         return {name: value for name, value in terms.items() if value}, float(per_sequence[0])
 
     def demand(self, per_pass: FloatArray, per_sequence: FloatArray) -> tuple[dict[str, float], float]:
