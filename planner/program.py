@@ -30,6 +30,7 @@ from simulator.units import GB
 _WEIGHTS = slice(1, 4)
 _CACHE = slice(4, 9)
 _ACTIVATIONS = slice(9, 12)
+_VARIABLES = tuple(enumerate(PLACEMENT))[1:]
 #: More groups than this buy nothing that larger groups do not, and cost launches and simulation time.
 MAX_GROUPS = 64
 
@@ -65,12 +66,15 @@ class Program:
         dropped, and what saves counts as in a block of one group: no block does better.
         """
         block = self.block or self.outer.gpu_batch * self.cohorts
-        kept = slice(_WEIGHTS.start, _WEIGHTS.stop), slice(_WEIGHTS.stop, None)
-        plain = np.concatenate([per_pass[kept[0]], per_sequence[kept[1]]])
-        mixed = np.concatenate([per_sequence[kept[0]] * block, per_pass[kept[1]] / block])
-        total = plain + (mixed if self.block else np.minimum(0.0, mixed))
-        terms = dict(zip(PLACEMENT[1:], total.tolist(), strict=True)) | {"tau": float(per_pass[0])}
-        return {name: value for name, value in terms.items() if value}, float(per_sequence[0])
+        fixed = self.block is not None
+        once, each = per_pass.tolist(), per_sequence.tolist()  # a few floats are quicker than an array
+        terms = {}
+        for index, name in _VARIABLES:
+            is_weight = index < _WEIGHTS.stop
+            mixed = each[index] * block if is_weight else once[index] / block
+            terms[name] = (once if is_weight else each)[index] + (mixed if fixed else min(0.0, mixed))
+        terms["tau"] = once[0]
+        return {name: value for name, value in terms.items() if value}, each[0]
 
     def demand(self, per_pass: FloatArray, per_sequence: FloatArray) -> tuple[dict[str, float], float]:
         """Write demand as :meth:`scaled` does, counting of the weights only what a pass moves.

@@ -28,7 +28,7 @@ BoolArray = npt.NDArray[np.bool_]
 _ALWAYS = ("qkv", "project", "mlp", "head", "embed", "attend_prompt")
 _ONE = PLACEMENT.index("one")
 _INSIDE = (CellKind.BLOCK, CellKind.ATTENTION, CellKind.MLP)
-_KEPT = 32  # periods; one of a thousand generated tokens has about a megabyte
+_KEPT = 64  # periods; one of a thousand generated tokens has about half a megabyte
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,8 @@ class Part:
 
     Attributes:
         operation: what is done.
-        columns: the placement variables, as indices into ``PLACEMENT``. [k]
+        columns: the placement variables, as indices into ``PLACEMENT``. [k]; of coefficients that are alike
+            for all of them there is one column only.
         flops: coefficients. [n, k]
         bytes: the same. [n, k]
         blocks: the same. [n, k]
@@ -134,7 +135,10 @@ def _parts(
     kept, columns = used.any(axis=1), np.nonzero(used.any(axis=0))[0]
     if not len(columns):
         return []
-    flops, bytes_, blocks = (form[np.ix_(kept, columns)] for form in forms)
+    forms = [form[kept][:, columns] for form in forms]
+    if name not in _ALWAYS and all((form == form[:, :1]).all() for form in forms):
+        forms = [form[:, :1].copy() for form in forms]
+    flops, bytes_, blocks = forms
     part = Part(
         operation=OPERATIONS[OP[name]],
         columns=columns,
