@@ -6,7 +6,7 @@ to few placement variables. Only the others are kept, so that a search can price
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -19,7 +19,7 @@ from simulator.operations import OP, OPERATIONS, IntArray, Operation
 from simulator.passes import period_positions
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
 from simulator.runtime import Runtime
-from simulator.work import Work, cell_work, layer_work
+from simulator.work import Cells, Work, cell_work, layer_work
 from simulator.workload import Workload
 
 BoolArray = npt.NDArray[np.bool_]
@@ -94,48 +94,48 @@ def period_work(
     layers = np.repeat([float(counts[kind]) for kind in WORKING], len(positions))
     in_admission = np.tile(np.arange(len(positions)) <= len(beside), len(WORKING))
     rows = np.concatenate([np.nonzero((layers > 0) & phase)[0] for phase in (in_admission, ~in_admission)])
-    admitted = in_admission[rows]
-    shares = layers / kinds.sequences / cohorts
+    present = Cells(**{one.name: getattr(kinds, one.name)[rows] for one in fields(Cells)})
+    layers, admitted, first = layers[rows], in_admission[rows], rows % len(positions) == 0
+    shares = layers / present.sequences / cohorts
     cells, once = [], []
-    for name, work in cell_work(model, shape, runtime, kinds).items():
+    for name, work in cell_work(model, shape, runtime, present).items():
         if name == "dequantize_weights" and runtime.dequantize == "per_pass":  # alike at all positions
-            first = np.arange(0, len(layers), len(positions))
-            once += _parts(name, work, first, layers)
+            once += _parts(name, work, np.where(first, layers, 0.0))
         else:
-            cells += _parts(name, work, rows, shares, admitted)
+            cells += _parts(name, work, shares, admitted)
     return PeriodWork(every, tuple(cells), tuple(once), tuple(_loads(model, shape, runtime)))
 
 
 def _loads(model: ModelSpec, shape: Shape, runtime: Runtime) -> list[Part]:
     """List the loads of the layers of every kind, in one pass."""
-    row = np.zeros(1, dtype=np.int64)
     return [
         part
         for kind, count in count_layers(model, runtime).items()
         if count
         for name, work in layer_work(model, shape, runtime, kind).items()
-        for part in _parts(name, work, row, np.array([float(count)]), inside=kind in _INSIDE)
+        for part in _parts(name, work, np.array([float(count)]), inside=kind in _INSIDE)
     ]
 
 
 def _parts(
     name: str,
     work: Work,
-    rows: IntArray,
     shares: FloatArray,
     admitted: BoolArray | None = None,
     *,
     inside: bool = False,
 ) -> list[Part]:
     """Keep the rows and columns of an operation's forms in which there is work; an empty list if none."""
-    forms = [form[rows] for form in (work.flops, work.bytes, work.blocks)]
-    used = (forms[0] != 0.0) | (forms[1] != 0.0) | (forms[2] != 0.0)
-    if name in _ALWAYS:
-        used[:, _ONE] |= work.kernels[rows] != 0.0
-    kept, columns = used.any(axis=1), np.nonzero(used.any(axis=0))[0]
+    forms = [work.flops, work.bytes, work.blocks]
+    launched = (work.kernels != 0.0) if name in _ALWAYS else np.zeros(len(shares), dtype=bool)
+    any_of = np.any([form.any(axis=0) for form in forms], axis=0)
+    any_of[_ONE] |= launched.any()
+    columns = np.nonzero(any_of)[0]
     if not len(columns):
         return []
-    forms = [form[kept][:, columns] for form in forms]
+    forms = [form[:, columns] for form in forms]
+    kept = np.any([launched, *(form.any(axis=1) for form in forms)], axis=0)
+    forms = [form[kept] for form in forms]
     if name not in _ALWAYS and all((form == form[:, :1]).all() for form in forms):
         forms = [form[:, :1].copy() for form in forms]
     flops, bytes_, blocks = forms
@@ -145,9 +145,9 @@ def _parts(
         flops=flops,
         bytes=bytes_,
         blocks=blocks,
-        kernels=work.kernels[rows[kept]],
-        steps=work.steps[rows[kept]],
-        shares=shares[rows[kept], None],
+        kernels=work.kernels[kept],
+        steps=work.steps[kept],
+        shares=shares[kept, None],
         admission=int(admitted[kept].sum()) if admitted is not None else 0,
         always=0 if name in _ALWAYS and columns[0] == _ONE else None,
         inside=inside,

@@ -144,7 +144,7 @@ def _work(placed: Placed, grid: Grid) -> dict[str, FloatArray]:
             values = getattr(work, one)
             of_kind = values @ at if values.ndim > 1 else values
             if of_kind.any():
-                column[OP[name]] = np.append(of_kind, 0.0)[row]
+                np.append(of_kind, 0.0).take(row, out=column[OP[name]], mode="clip")
     bytes_, kernels = found["bytes"], found["kernels"]
     if runtime.dequantize == "per_pass":
         bytes_[OP["dequantize_weights"]] *= grid.column == 0

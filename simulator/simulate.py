@@ -61,7 +61,7 @@ def task_seconds(schedule: Schedule, rates: Rates) -> FloatArray:
     """Give the time of every task at full speed. [N] [s]"""
     seconds = np.zeros(len(schedule))
     for code, tasks in schedule.by_operation.items():
-        work = (column[tasks] for column in schedule.work)
+        work = (column.take(tasks) for column in schedule.work)
         seconds[tasks] = rates.seconds(OPERATIONS[code], *work)
     return seconds
 
@@ -71,7 +71,7 @@ def capacity_draws(schedule: Schedule, rates: Rates, seconds: FloatArray) -> tup
     capacities = list(rates.hardware.capacities.values())
     draws = np.zeros((len(schedule), len(capacities)))
     for code, tasks in schedule.by_operation.items():
-        operation, work = OPERATIONS[code], (schedule.bytes[tasks], seconds[tasks])
+        operation, work = OPERATIONS[code], (schedule.bytes.take(tasks), seconds.take(tasks))
         for index, capacity in enumerate(capacities):
             if operation.lane in capacity.lanes:
                 draws[tasks, index] = rates.draw(capacity, operation, *work)
@@ -127,8 +127,8 @@ def busy_seconds(simulation: Simulation, edges: FloatArray) -> FloatArray:
     """Give the time that each lane works between successive edges. [lanes, P] [s]"""
     busy = np.zeros((len(LANES), len(edges) - 1))
     for index in range(len(LANES)):
-        tasks = simulation.schedule.lane == index
-        start, end = simulation.start[tasks], simulation.end[tasks]
+        tasks = np.nonzero(simulation.schedule.lane == index)[0]
+        start, end = simulation.start.take(tasks), simulation.end.take(tasks)
         if len(start) == 0:
             continue
         worked = np.concatenate([[0.0], np.cumsum(end - start)])
@@ -177,9 +177,9 @@ def check_physics(simulation: Simulation, rates: Rates, placed: Placed) -> None:
         if operation.cost == "none" or rates.hands_over(operation):
             continue
         least = _least_seconds(
-            operation.lane, schedule.flops[tasks], schedule.bytes[tasks], rates.hardware, placed
+            operation.lane, schedule.flops.take(tasks), schedule.bytes.take(tasks), rates.hardware, placed
         )
-        if (took[tasks] < least * (1 - 1e-6)).any():
+        if (took.take(tasks) < least * (1 - 1e-6)).any():
             raise PlannerError(
                 f"the simulated {operation.name} beats the physical limit of lane {operation.lane}; "
                 "the profile's achieved rate and peak disagree"
