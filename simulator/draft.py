@@ -36,6 +36,7 @@ _LOADS = (
 )
 _WEIGHTS = [PLACEMENT.index(f"weights_{tier}") for tier in TIERS]
 _OF_LAYER = np.array([operation.name in LAYER_OPERATIONS for operation in OPERATIONS])
+_LOOKED_UP = ("read_embeddings", "load_embeddings")  # where the table lies is not known from the placement
 _STORES = ("store_activations", "write_activations", "store_cache", "write_cache")
 
 
@@ -140,9 +141,12 @@ def _work(placed: Placed, grid: Grid) -> dict[str, FloatArray]:
     row = np.where(grid.kind < CellKind.START, grid.work, kinds)  # cells without work have the last
     found = {one.name: np.zeros((len(OPERATIONS), len(grid))) for one in fields(Work)}
     for name, work in cell_work(placed.model, placed.shape, runtime, grid.kinds).items():
+        columns = {one: getattr(work, one) for one in found}
+        of_kinds = {one: values @ at if values.ndim > 1 else values for one, values in columns.items()}
+        if not (of_kinds["flops"].any() or of_kinds["bytes"].any() or name in _LOOKED_UP):
+            continue  # there are no such tasks in this layout
         for one, column in found.items():
-            values = getattr(work, one)
-            of_kind = values @ at if values.ndim > 1 else values
+            of_kind = of_kinds[one]
             if of_kind.any():
                 np.append(of_kind, 0.0).take(row, out=column[OP[name]], mode="clip")
     bytes_, kernels = found["bytes"], found["kernels"]
