@@ -31,6 +31,16 @@ class Optimum:
     duals: dict[str, float]
 
 
+class _Model(pulp.LpProblem):  # type: ignore[misc] # PuLP has no types
+    """A program that knows its variables, where PuLP would gather them from all rows again and again."""
+
+    ordered: list[pulp.LpVariable]
+
+    def variables(self) -> list[pulp.LpVariable]:
+        """Give the variables in the order in which a solver gets them."""
+        return self.ordered
+
+
 def minimise(
     objective: Mapping[str, float], rows: Sequence[Row], sizes: Mapping[str, float]
 ) -> Optimum | None:
@@ -45,17 +55,18 @@ def minimise(
     >>> found.values["x"], found.duals["floor"]
     (2.0, -3e+18)
     """
-    program = pulp.LpProblem("program", pulp.LpMinimize)
+    program = _Model("program", pulp.LpMinimize)
     variables = {name: program.add_variable(name, lowBound=0) for name in sizes}
+    program.ordered = sorted(variables.values(), key=lambda variable: variable.name)
     factors = []
     for number, row in enumerate(rows):
         scaled, factor = _scaled(row.terms, sizes)
         factors.append(factor)
-        terms = pulp.LpAffineExpression([(variables[name], value) for name, value in scaled.items()])
+        terms = pulp.LpAffineExpression({variables[name]: value for name, value in scaled.items()})
         sense = pulp.LpConstraintEQ if row.equal else pulp.LpConstraintLE
         program.addConstraint(pulp.LpConstraint(terms, sense, f"row{number}", row.constant / factor))
     costs, cost = _scaled(objective, sizes)
-    program.setObjective(pulp.LpAffineExpression([(variables[name], value) for name, value in costs.items()]))
+    program.setObjective(pulp.LpAffineExpression({variables[name]: value for name, value in costs.items()}))
     status = program.solve(pulp.HiGHS(msg=False, threads=1))
     if pulp.LpStatus[status] != "Optimal":
         return None
@@ -71,5 +82,5 @@ def minimise(
 def _scaled(terms: Mapping[str, float], sizes: Mapping[str, float]) -> tuple[dict[str, float], float]:
     """Measure variables in their sizes, and the whole in its largest coefficient; give that too."""
     sized = {name: value * sizes[name] for name, value in terms.items()}
-    largest = max((abs(value) for value in sized.values()), default=0.0) or 1.0
+    largest = max(map(abs, sized.values()), default=0.0) or 1.0
     return {name: value / largest for name, value in sized.items()}, largest

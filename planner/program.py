@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.linear import Optimum, Row, minimise
+from planner.phases import phases_of, rates_of
 from planner.problem import PROMPT_TOKENS, Outer, Problem, Solution, memory_limit
 from planner.program_turns import define_turns
-from simulator.cost import Rates
-from simulator.demand import period_demand, resource_limits
+from simulator.demand import resource_limits
 from simulator.hardware import LANES, TIERS
 from simulator.layers import CellKind, layer_weight_bytes, total_weight_bytes
 from simulator.memory import Batch, MemoryItem, lookahead, memory_items
@@ -30,6 +30,7 @@ from simulator.units import GB
 _WEIGHTS = slice(1, 4)
 _CACHE = slice(4, 9)
 _ACTIVATIONS = slice(9, 12)
+_VARIABLES = tuple(enumerate(PLACEMENT))[1:]
 #: More groups than this buy nothing that larger groups do not, and cost launches and simulation time.
 MAX_GROUPS = 64
 
@@ -45,21 +46,10 @@ class Program:
 
     def __post_init__(self) -> None:
         """Read work and memory off the schedule's forms and write the rows."""
-        workload, outer = self.problem.workload, self.outer
-        problem = self.problem
-        self.rates = Rates(problem.hardware, problem.runtime, problem.model.dtype, outer.pinned)
-        self.cohorts = cohorts_in_flight(outer.stagger, workload.passes)
-        self.phases = period_demand(
-            self.problem.model,
-            outer.shape,
-            self.problem.runtime,
-            workload,
-            self.rates,
-            gpu_batch=outer.gpu_batch,
-            prompt_batch=outer.prompts_together(self.problem),
-            stagger=outer.stagger,
-            prefetch=outer.prefetch,
-        )
+        problem, outer = self.problem, self.outer
+        self.rates = rates_of(problem, outer)
+        self.cohorts = cohorts_in_flight(outer.stagger, problem.workload.passes)
+        self.phases = phases_of(problem, outer)
         define_placement(self)
         define_loads(self)
         define_demand(self)
@@ -76,16 +66,15 @@ class Program:
         dropped, and what saves counts as in a block of one group: no block does better.
         """
         block = self.block or self.outer.gpu_batch * self.cohorts
-        terms = dict.fromkeys(PLACEMENT[1:], 0.0)
-        terms["tau"] = float(per_pass[0])
-        for index, name in enumerate(PLACEMENT):
-            if index == 0:
-                continue
+        fixed = self.block is not None
+        once, each = per_pass.tolist(), per_sequence.tolist()  # a few floats are quicker than an array
+        terms = {}
+        for index, name in _VARIABLES:
             is_weight = index < _WEIGHTS.stop
-            terms[name] += float(per_pass[index] if is_weight else per_sequence[index])
-            mixed = per_sequence[index] * block if is_weight else per_pass[index] / block
-            terms[name] += float(mixed if self.block else min(0.0, mixed))
-        return {name: value for name, value in terms.items() if value}, float(per_sequence[0])
+            mixed = each[index] * block if is_weight else once[index] / block
+            terms[name] = (once if is_weight else each)[index] + (mixed if fixed else min(0.0, mixed))
+        terms["tau"] = once[0]
+        return {name: value for name, value in terms.items() if value}, each[0]
 
     def demand(self, per_pass: FloatArray, per_sequence: FloatArray) -> tuple[dict[str, float], float]:
         """Write demand as :meth:`scaled` does, counting of the weights only what a pass moves.

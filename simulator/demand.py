@@ -9,28 +9,23 @@ linear in the placement. It is a lower bound of what the simulator sums.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.cells import cell_kinds
 from simulator.cost import Rates, limit
+from simulator.demand_work import Part, in_order, period_work
 from simulator.hardware import LANES
-from simulator.layers import WORKING, CellKind, Shape, count_layers
+from simulator.layers import Shape
 from simulator.memory import BufferName, buffer_slots
 from simulator.model import ModelSpec
-from simulator.operations import OP, OPERATIONS
-from simulator.passes import period_positions
-from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
+from simulator.policy import PLACEMENT, FloatArray
 from simulator.runtime import Runtime
-from simulator.work import Work, cell_work, layer_work
 from simulator.workload import Workload
 
-#: Operations that every placement runs: their launch latencies belong to the demand.
-_ALWAYS = ("qkv", "project", "mlp", "head", "embed", "attend_prompt", "attend_prefix")
 #: Operations of the GPU that do not wait for the CPU's attention in the same cell.
 _BESIDE_CPU = ("quantize_cache", "attend_prefix", "dequantize_cache", "attend")
-_ONE = PLACEMENT.index("one")
 _GPU = LANES.index("gpu")
 
 
@@ -80,69 +75,81 @@ def period_demand(  # noqa: PLR0913 - what decides the form of the demand, each 
     In a period every position of a sequence's life is visited once by one cohort, so a sequence in flight
     accounts for 1/cohorts of a life.
     """
-    cohorts = cohorts_in_flight(stagger, workload.passes)
-    every = stagger if stagger and cohorts > 1 else workload.passes
-    beside, others = period_positions(workload, every)
-    positions = np.concatenate([[0.0], beside, others])
-    kinds = cell_kinds(workload, positions, gpu_batch, prompt_batch)
-    counts = count_layers(model, runtime)
-    layers = np.repeat([float(counts[kind]) for kind in WORKING], len(positions))
-    in_admission = np.tile(np.arange(len(positions)) <= len(beside), len(WORKING))
-    summing = _Sum(rates)
-    per_sequence = np.zeros((2, summing.resources, len(PLACEMENT)))
-    per_pass = np.zeros_like(per_sequence)
-    carry = np.zeros((summing.resources, len(PLACEMENT)))
-    beside_cpu = np.zeros((2, len(PLACEMENT)))
+    period = period_work(model, shape, runtime, workload, gpu_batch, prompt_batch, stagger)
     ahead = runtime.attention_lookahead
     slots = _carried(buffer_slots(runtime, prefetch, ahead), ahead + 1)
-    for name, work in cell_work(model, shape, runtime, kinds).items():
-        each = summing.forms(name, work)  # [C, R, 12]
-        if name == "dequantize_weights" and runtime.dequantize == "per_pass":
-            once = (each * layers[:, None, None])[:: len(positions)].sum(axis=0)  # alike at all positions
-            per_pass += np.array([1.0, every - 1.0])[:, None, None] * once
-            continue
-        weighted = each * (layers / kinds.sequences / cohorts)[:, None, None]
-        per_sequence[0] += weighted[in_admission].sum(axis=0)
-        per_sequence[1] += weighted[~in_admission].sum(axis=0)
-        carry += slots.get(name, 0) * each.max(axis=0)
-        if name in _BESIDE_CPU:
-            beside_cpu[0] += weighted[in_admission, _GPU].sum(axis=0)
-            beside_cpu[1] += weighted[~in_admission, _GPU].sum(axis=0)
-    inside = (CellKind.BLOCK, CellKind.ATTENTION, CellKind.MLP)
-    for kind, count in counts.items():
-        for name, work in layer_work(model, shape, runtime, kind).items():
-            each = summing.forms(name, work)[0]
-            per_pass += np.array([1.0, every - 1.0])[:, None, None] * count * each
-            if kind in inside and count:
-                carry = np.maximum(carry, carry + slots[name] * each)
-    return (
-        Demand(1, per_pass[0], per_sequence[0], carry, beside_cpu[0]),
-        Demand(every - 1, per_pass[1], per_sequence[1], carry, beside_cpu[1]),
-    )
+    sums = _Sums.of(period.passes, rates)
+    for part in period.once:
+        for resource, each in _drawn(part, rates):
+            sums.add_once(part, resource, in_order(each * part.shares))
+    for part in period.cells:
+        for resource, each in _drawn(part, rates):
+            sums.add_cells(part, resource, each, slots.get(part.operation.name, 0))
+    for part in period.layers:
+        for resource, each in _drawn(part, rates):
+            sums.add_once(part, resource, each[0], times=part.shares[0])
+            if part.inside:
+                sums.carry[resource, part.columns] += slots[part.operation.name] * each[0]
+    return sums.demand(0), sums.demand(1)
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """Turns the work of an operation into forms over resources."""
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Demand of the passes with and without an admission, as it is added up; as in :class:`Demand`."""
 
-    rates: Rates
+    passes: FloatArray  # [2]
+    per_pass: FloatArray  # [2, R, len(PLACEMENT)]
+    per_sequence: FloatArray  # [2, R, len(PLACEMENT)]
+    carry: FloatArray
+    beside_cpu: FloatArray  # [2, len(PLACEMENT)]
 
-    @property
-    def resources(self) -> int:
-        return len(LANES) + len(self.rates.hardware.capacities)
+    @classmethod
+    def of(cls, passes: int, rates: Rates) -> _Sums:
+        """Begin with nothing."""
+        shape = (len(LANES) + len(rates.hardware.capacities), len(PLACEMENT))
+        both = np.array([1.0, passes - 1.0])
+        return cls(
+            both, np.zeros((2, *shape)), np.zeros((2, *shape)), np.zeros(shape), np.zeros((2, shape[1]))
+        )
 
-    def forms(self, name: str, work: Work) -> FloatArray:
-        """Give seconds on the operation's lane and draws on capacities, with placement open. [C, R, 12]"""
-        operation = OPERATIONS[OP[name]]
-        seconds = self.rates.seconds(operation, work.flops, work.bytes, 0.0, 0.0, work.blocks)
-        if name in _ALWAYS:
-            flops, bytes_, blocks = (form[:, _ONE] for form in (work.flops, work.bytes, work.blocks))
-            seconds[:, _ONE] = self.rates.seconds(operation, flops, bytes_, work.kernels, work.steps, blocks)
-        forms = np.zeros((len(seconds), self.resources, len(PLACEMENT)))
-        forms[:, LANES.index(operation.lane)] = seconds
-        for index, capacity in enumerate(self.rates.hardware.capacities.values()):
-            forms[:, len(LANES) + index] = self.rates.draw(capacity, operation, work.bytes, seconds)
-        return forms
+    def add_once(
+        self, part: Part, resource: int, amount: FloatArray, times: FloatArray | float = 1.0
+    ) -> None:
+        """Add what every pass needs so many times. [k]"""
+        self.per_pass[:, resource, part.columns] += self.passes[:, None] * times * amount
+
+    def add_cells(self, part: Part, resource: int, each: FloatArray, slots: int) -> None:
+        """Add what cells need, and what of it so many slots of a buffer let a lane do apart. [n, k]"""
+        weighted = each * part.shares
+        for phase, rows in enumerate((weighted[: part.admission], weighted[part.admission :])):
+            if len(rows):
+                total = in_order(rows)
+                self.per_sequence[phase, resource, part.columns] += total
+                if resource == _GPU and part.operation.name in _BESIDE_CPU:
+                    self.beside_cpu[phase, part.columns] += total
+        if slots:
+            self.carry[resource, part.columns] += slots * each.max(axis=0)
+
+    def demand(self, phase: int) -> Demand:
+        """Give the demand of one phase."""
+        passes = int(self.passes[phase])
+        return Demand(
+            passes, self.per_pass[phase], self.per_sequence[phase], self.carry, self.beside_cpu[phase]
+        )
+
+
+def _drawn(part: Part, rates: Rates) -> Iterator[tuple[int, FloatArray]]:
+    """Give seconds on the operation's lane and draws on capacities, each with its resource. [n, k]"""
+    operation = part.operation
+    seconds = rates.seconds(operation, part.flops, part.bytes, 0.0, 0.0, part.blocks)
+    if part.always is not None:
+        at = part.always
+        flops, bytes_, blocks = (form[:, at] for form in (part.flops, part.bytes, part.blocks))
+        seconds[:, at] = rates.seconds(operation, flops, bytes_, part.kernels, part.steps, blocks)
+    yield LANES.index(operation.lane), seconds
+    for index, capacity in enumerate(rates.hardware.capacities.values()):
+        if operation.lane in capacity.lanes:
+            yield len(LANES) + index, rates.draw(capacity, operation, part.bytes, seconds)
 
 
 def _carried(slots: dict[BufferName, int], ahead: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from simulator.cells import Grid
 from simulator.cost import LANE_OF_OPERATION
 from simulator.hardware import TIERS
+from simulator.issue import add_waits, count_waits, evaluated, issued
 from simulator.layers import CellKind, first_loaded
 from simulator.layout import Placed
 from simulator.memory import BUFFERS, BufferName, buffer_slots
@@ -34,6 +35,8 @@ _LOADS = (
     "load_embeddings",
 )
 _WEIGHTS = [PLACEMENT.index(f"weights_{tier}") for tier in TIERS]
+_OF_LAYER = np.array([operation.name in LAYER_OPERATIONS for operation in OPERATIONS])
+_LOOKED_UP = ("read_embeddings", "load_embeddings")  # where the table lies is not known from the placement
 _STORES = ("store_activations", "write_activations", "store_cache", "write_cache")
 
 
@@ -57,33 +60,23 @@ class Draft:
     def of(cls, placed: Placed, grid: Grid) -> Draft:
         """Find out which operations exist and put them in order."""
         work = _work(placed, grid)
-        present = (work["flops"] + work["bytes"]) > 0
+        present = np.zeros((len(OPERATIONS), len(grid)), dtype=bool)
+        for code, (flops, bytes_) in enumerate(zip(work["flops"], work["bytes"], strict=True)):
+            present[code] = (flops > 0) | (bytes_ > 0)
         present[OP["embed"]] = grid.kind == CellKind.EMBED
         shift = _row_shift(placed, grid)
-        lowest = int(shift.min())
-        rows = len(grid) + int(shift.max()) - lowest
-        order = _issue_order(placed)
-        column = np.argsort(order)
-        occupied = np.zeros((rows, len(OPERATIONS)), dtype=bool)
-        for code in range(len(OPERATIONS)):
-            start = int(shift[code]) - lowest
-            occupied[start : start + len(grid), column[code]] = present[code]
-        if placed.runtime.synchronization == "barrier" and not placed.serial:
-            occupied[:, column[OP["sync"]]] = occupied.any(axis=1)
+        shift -= shift.min()
+        barriers = placed.runtime.synchronization == "barrier" and not placed.serial
         if placed.runtime.disk_io == "mapped" and not placed.serial:
             work["kernels"] *= present
-            _count_streams(work["kernels"], shift - lowest, rows)
-        row, place = np.nonzero(occupied)
-        operation = order[place]
-        numbers = (np.cumsum(occupied.ravel()) - 1).reshape(occupied.shape)
-        ids = np.full((len(OPERATIONS), len(grid) + 1), -1, dtype=np.int32)
-        for code in range(len(OPERATIONS)):
-            start = int(shift[code]) - lowest
-            numbered = numbers[start : start + len(grid), column[code]]
-            ids[code, :-1] = np.where(present[code], numbered, -1)
-        cell = np.minimum(row - (shift[operation] - lowest), len(grid) - 1)
+            _count_streams(work["kernels"], shift, len(grid) + int(shift.max()))
+        order = _issue_order(placed)
+        sync = OP["sync"] if barriers else -1
+        order = order[[code == sync or bool(present[code].any()) for code in order]]
+        ids, operation, cell, row = issued(present, order, shift, sync)
+        cell = np.clip(cell, 0, len(grid) - 1)  # a barrier may stand before all cells, or after them
         slots = buffer_slots(placed.runtime, placed.policy.prefetch, placed.ahead)
-        draft = cls(placed, grid, work, ids, cell, operation.astype(np.int8), row, slots)
+        draft = cls(placed, grid, work, ids, cell, operation, row, slots)
         draft.takes = np.full(len(row), -1, np.int8)
         draft.frees = np.zeros(len(row), np.int8)
         return draft
@@ -114,21 +107,25 @@ class Draft:
 
     def finish(self, played: Window) -> Schedule:
         """Gather the columns."""
-        code, cell, grid = self.operation.astype(np.int64), self.cell, self.grid
-        layer, group = grid.layer[cell], grid.group[cell]
-        pass_index = grid.pass_index[cell]
-        of_layer = np.isin(code, [OP[name] for name in LAYER_OPERATIONS])
-        target = np.where(of_layer, _target(self.placed, grid)[cell], 0)
+        grid, cells = self.grid, len(self.grid)
+        target = _target(self.placed, grid)
         first = first_loaded(self.placed.runtime)
         layers = len(self.placed.layer_bytes) - first
-        sync = code == OP["sync"]
+        # What belongs to a layer stands in a second row, at the cell that issues it.
+        at = _OF_LAYER[self.operation] * cells + self.cell
+        pairs = (
+            (grid.pass_index, target // layers),
+            (grid.layer, target % layers + first),
+            (grid.group, np.maximum(grid.group, 0)),
+        )
+        pass_index, layer, group = (np.concatenate(pair).astype(np.int32)[at] for pair in pairs)
         return Schedule(
             operation=self.operation,
             lane=LANE_OF_OPERATION[self.operation],
-            pass_index=np.where(of_layer, target // layers, pass_index).astype(np.int32),
-            layer=np.where(of_layer, target % layers + first, layer).astype(np.int32),
-            group=np.where(of_layer & (group < 0), 0, group).astype(np.int32),
-            **{name: np.where(sync, 0.0, column[code, cell]) for name, column in self.work.items()},
+            pass_index=pass_index,
+            layer=layer,
+            group=group,
+            **{name: evaluated(each, self.operation, self.cell) for name, each in self.work.items()},
             waits_for=_matrix(self.waits, len(self.operation)),
             takes=self.takes,
             frees=self.frees,
@@ -140,13 +137,18 @@ class Draft:
 def _work(placed: Placed, grid: Grid) -> dict[str, FloatArray]:
     """Evaluate the work of every operation in every cell at the layout. [operations, V] each."""
     at, runtime = placed.placement, placed.runtime
-    real = grid.kind < CellKind.START
+    kinds = len(grid.kinds.kind)
+    row = np.where(grid.kind < CellKind.START, grid.work, kinds)  # cells without work have the last
     found = {one.name: np.zeros((len(OPERATIONS), len(grid))) for one in fields(Work)}
     for name, work in cell_work(placed.model, placed.shape, runtime, grid.kinds).items():
+        columns = {one: getattr(work, one) for one in found}
+        of_kinds = {one: values @ at if values.ndim > 1 else values for one, values in columns.items()}
+        if not (of_kinds["flops"].any() or of_kinds["bytes"].any() or name in _LOOKED_UP):
+            continue  # there are no such tasks in this layout
         for one, column in found.items():
-            values = getattr(work, one)
-            of_kind = values @ at if values.ndim > 1 else values
-            column[OP[name]] = np.where(real, of_kind[grid.work], 0.0)
+            of_kind = of_kinds[one]
+            if of_kind.any():
+                np.append(of_kind, 0.0).take(row, out=column[OP[name]], mode="clip")
     bytes_, kernels = found["bytes"], found["kernels"]
     if runtime.dequantize == "per_pass":
         bytes_[OP["dequantize_weights"]] *= grid.column == 0
@@ -256,14 +258,11 @@ def _layers_played(grid: Grid) -> int:
 
 def _matrix(waits: list[tuple[Int32Array, Int32Array]], total: int) -> Int32Array:
     """Turn lists of (task, other) into rows of others, padded with -1. [N, W]"""
-    filled = np.zeros(total, dtype=np.int32)
-    columns: list[Int32Array] = []
+    counts = np.zeros(total, dtype=np.int32)
+    for tasks, _ in waits:
+        count_waits(counts, tasks)
+    waits_for = np.full((total, max(1, int(counts.max(initial=0)))), -1, dtype=np.int32)
+    counts[:] = 0
     for tasks, others in waits:
-        place = filled[tasks]  # an operation waits at most once for each rule, so tasks are distinct
-        for column in np.unique(place):
-            while len(columns) <= column:
-                columns.append(np.full(total, -1, dtype=np.int32))
-            here = place == column
-            columns[column][tasks[here]] = others[here]
-        filled[tasks] += 1
-    return np.ascontiguousarray(np.stack(columns, axis=1)) if columns else np.full((total, 1), -1, np.int32)
+        add_waits(waits_for, counts, tasks, others)
+    return waits_for

@@ -143,10 +143,8 @@ class Engine(Record):
 
         The model's own type if the engine has it, else the other 16-bit type, else float32.
         """
-        for choice in (dtype, *_SIXTEEN_BIT, "float32"):
-            if choice in self.matmul:
-                return choice
-        return next(iter(self.matmul))
+        choices = (dtype, *_SIXTEEN_BIT, "float32", *self.matmul)
+        return next(choice for choice in choices if choice in self.matmul)
 
 
 class HostLink(Record):
@@ -251,6 +249,10 @@ class HardwareProfile(Record):
     cost: Cost | None = None
     calibration: Calibration | None = None
     sources: dict[str, Source] = Field(min_length=1)
+
+    def __hash__(self) -> int:
+        """Hash what has a hash of its own; dictionaries have none. Equal machines are equal in this too."""
+        return hash((self.name, self.links))
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -25,12 +25,12 @@ _STUCK = 1e-12  # relative; a flow this close to its full speed has reached it
 _FULL = 1e-9  # relative; a capacity with less than this left is full
 
 
-def _jit(function: Function) -> Function:
+def compiled(function: Function) -> Function:
     """Compile a function; its machine code is kept on disk for the next process."""
     return cast(Function, numba.njit(cache=True, nogil=True)(function))
 
 
-@_jit
+@compiled
 def recurrence(
     lane: Int8Array, waits_for: Int32Array, seconds: FloatArray, num_lanes: int
 ) -> tuple[FloatArray, FloatArray]:
@@ -57,7 +57,7 @@ def recurrence(
     return start, end
 
 
-@_jit
+@compiled
 def fair_speeds(  # noqa: C901 - compiled, so plain loops
     pace: FloatArray, draws: FloatArray, limits: FloatArray, active: BoolArray
 ) -> FloatArray:
@@ -101,7 +101,7 @@ def fair_speeds(  # noqa: C901 - compiled, so plain loops
                 moving[index] = False
 
 
-@_jit
+@compiled
 def _all_fit(draws: FloatArray, limits: FloatArray, active: BoolArray) -> bool:
     """Say whether all running tasks can go at full speed, as they mostly do."""
     for capacity in range(len(limits)):
@@ -114,7 +114,7 @@ def _all_fit(draws: FloatArray, limits: FloatArray, active: BoolArray) -> bool:
     return True
 
 
-@_jit
+@compiled
 def _next_rise(
     pace: FloatArray, draws: FloatArray, left: FloatArray, moving: BoolArray, level: float
 ) -> float:
@@ -133,7 +133,7 @@ def _next_rise(
     return best
 
 
-@_jit
+@compiled
 def _is_stuck(
     index: int, pace: FloatArray, draws: FloatArray, limits: FloatArray, left: FloatArray, level: float
 ) -> bool:
@@ -146,8 +146,8 @@ def _is_stuck(
     return False
 
 
-@_jit
-def event_loop(  # noqa: C901 - compiled, so plain loops
+@compiled
+def event_loop(  # noqa: C901, PLR0912, PLR0915 - compiled, so plain loops
     lane: Int8Array,
     waits_for: Int32Array,
     seconds: FloatArray,
@@ -173,6 +173,7 @@ def event_loop(  # noqa: C901 - compiled, so plain loops
     head, following = _queues(lane, num_lanes)
     running, left = np.zeros(num_lanes, np.bool_), np.zeros(num_lanes)
     rate, pace = np.zeros((num_lanes, len(limits))), np.zeros(num_lanes)
+    speed, blocker = np.zeros(num_lanes), np.full(num_lanes, -1, np.int64)
     now, done = 0.0, 0
     while done < total:
         moved = True
@@ -180,7 +181,10 @@ def event_loop(  # noqa: C901 - compiled, so plain loops
             moved = False
             for index in range(num_lanes):
                 task = head[index]
-                if running[index] or task < 0 or not _is_ready(task, waits_for, end, now):
+                if running[index] or task < 0 or (blocker[index] >= 0 and end[blocker[index]] > now):
+                    continue
+                blocker[index] = _blocker(task, waits_for, end, now)
+                if blocker[index] >= 0:
                     continue
                 moved = True
                 start[task] = now
@@ -192,22 +196,28 @@ def event_loop(  # noqa: C901 - compiled, so plain loops
                     done += 1
         if done == total:
             break
-        speed = fair_speeds(pace, rate, limits, running)
+        if _all_fit(rate, limits, running):  # mostly; then no array is made
+            for index in range(num_lanes):
+                speed[index] = 1.0
+        else:
+            speed[:] = fair_speeds(pace, rate, limits, running)
         step = _first_end(left, speed, running)
         if step == np.inf:
             raise ValueError("deadlock: no task can start")
         now += step
         for index in range(num_lanes):
+            if not running[index]:
+                continue
             left[index] -= step * speed[index]
             task = head[index]
-            if running[index] and left[index] <= _STUCK * seconds[task]:
+            if left[index] <= _STUCK * seconds[task]:
                 end[task], head[index] = now, following[task]
                 running[index] = False
                 done += 1
     return start, end
 
 
-@_jit
+@compiled
 def _queues(lane: Int8Array, num_lanes: int) -> tuple[Int64Array, Int64Array]:
     """Give each lane's first task, and after each task the next of its lane, -1 for none. [L], [N]"""
     head, following = np.full(num_lanes, -1, np.int64), np.full(len(lane), -1, np.int64)
@@ -217,17 +227,17 @@ def _queues(lane: Int8Array, num_lanes: int) -> tuple[Int64Array, Int64Array]:
     return head, following
 
 
-@_jit
-def _is_ready(task: int, waits_for: Int32Array, end: FloatArray, now: float) -> bool:
-    """Say whether all that a task waits for has ended."""
-    ready = True
+@compiled
+def _blocker(task: int, waits_for: Int32Array, end: FloatArray, now: float) -> int:
+    """Find the first of what a task waits for that has not ended, -1 if all has."""
     for column in range(waits_for.shape[1]):
         other = waits_for[task, column]
-        ready = ready and (other < 0 or end[other] <= now)
-    return ready
+        if other >= 0 and end[other] > now:
+            return int(other)
+    return -1
 
 
-@_jit
+@compiled
 def _set_rates(
     rate: FloatArray, index: int, draws: FloatArray, task: int, seconds: float, limits: FloatArray
 ) -> float:
@@ -239,7 +249,7 @@ def _set_rates(
     return share
 
 
-@_jit
+@compiled
 def _first_end(left: FloatArray, speed: FloatArray, running: BoolArray) -> float:
     """Give the time until the first running task ends."""
     step = np.inf

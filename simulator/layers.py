@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 from simulator.model import ModelSpec, Weight
 from simulator.policy import Bits
@@ -28,6 +29,7 @@ class CellKind(IntEnum):
 #: Kinds that do work, in the order of their numbers.
 WORKING = (CellKind.EMBED, CellKind.BLOCK, CellKind.HEAD, CellKind.ATTENTION, CellKind.MLP)
 _HALVES = (CellKind.ATTENTION, CellKind.MLP)
+_KEPT = 1024  # sums over tensors that are kept: a search asks for the same few thousands of times
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,13 @@ def layer_kinds(model: ModelSpec, runtime: Runtime) -> list[CellKind]:
 
 def count_layers(model: ModelSpec, runtime: Runtime) -> dict[CellKind, int]:
     """Count the layers of each kind in one pass."""
+    return dict(_layer_counts(model, runtime))
+
+
+@lru_cache(_KEPT)
+def _layer_counts(model: ModelSpec, runtime: Runtime) -> tuple[tuple[CellKind, int], ...]:
     kinds = layer_kinds(model, runtime)
-    return {kind: kinds.count(kind) for kind in WORKING}
+    return tuple((kind, kinds.count(kind)) for kind in WORKING)
 
 
 def first_loaded(runtime: Runtime) -> int:
@@ -63,6 +70,7 @@ def first_loaded(runtime: Runtime) -> int:
     return 0 if runtime.loads_embeddings else 1
 
 
+@lru_cache(_KEPT)
 def layer_tensors(model: ModelSpec, runtime: Runtime, kind: CellKind) -> tuple[Weight, ...]:
     """List the tensors of a layer, in the order in which they are used.
 
@@ -92,12 +100,14 @@ def tensor_bytes(model: ModelSpec, shape: Shape, runtime: Runtime, kind: CellKin
     return model.weight_bytes((tensor,), shape.weight_bits, shape.quant_group)
 
 
+@lru_cache(_KEPT)
 def layer_weight_bytes(model: ModelSpec, shape: Shape, runtime: Runtime, kind: CellKind) -> float:
     """Bytes of the weights of one layer as they lie in their tiers. [B]"""
     tensors = layer_tensors(model, runtime, kind)
     return sum(tensor_bytes(model, shape, runtime, kind, tensor) for tensor in tensors)
 
 
+@lru_cache(_KEPT)
 def total_weight_bytes(model: ModelSpec, shape: Shape, runtime: Runtime) -> float:
     """Bytes of all weights as they lie in their tiers. [B]"""
     return sum(
@@ -106,6 +116,7 @@ def total_weight_bytes(model: ModelSpec, shape: Shape, runtime: Runtime) -> floa
     )
 
 
+@lru_cache(_KEPT)
 def expanded_bytes(model: ModelSpec, runtime: Runtime, kind: CellKind) -> float:
     """Bytes that dequantising a layer's matrices produces, in the model's own type. [B]"""
     if kind in (CellKind.EMBED, CellKind.HEAD) and not runtime.quantizes_ends:

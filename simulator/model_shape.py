@@ -6,6 +6,7 @@ Tensors have the names that transformers gives them, so that an executor finds t
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
@@ -19,6 +20,7 @@ Size = Annotated[int, Field(strict=True, ge=1, le=2**20)]
 Count = Annotated[int, Field(strict=True, ge=1, le=2**14)]
 Vocabulary = Annotated[int, Field(strict=True, ge=1, le=2**24)]
 Positions = Annotated[int, Field(strict=True, ge=1, le=2**30)]
+_MODELS = 64  # whose tensors are kept: a search asks for them thousands of times
 
 
 class Weight(Record):
@@ -101,7 +103,7 @@ class ModelShape(Record):
 
     def layer_weights(self) -> tuple[Weight, ...]:
         """List the tensors of one transformer block, in the order in which they are used."""
-        return tuple(_opt_layer(self) if self.architecture == "opt" else _llama_layer(self))
+        return _layer_weights(self)
 
     def embed_weights(self) -> tuple[Weight, ...]:
         """List what turns token numbers into hidden states: tables and their projection.
@@ -109,27 +111,11 @@ class ModelShape(Record):
         With tied embeddings the token table is missing here: it is ``lm_head.weight`` of `head_weights`,
         so that sums count it once, and the lookup reads rows of that matrix.
         """
-        path = self._prefix + "embed_tokens"
-        found = [] if self.tied_embeddings else [_tensor(path, "embed", self.vocab_size, self.embed_size)]
-        if self.architecture == "opt":  # positions count from row 2
-            path = self._prefix + "embed_positions"
-            found.append(_tensor(path, "embed", self.max_positions + 2, self.hidden_size))
-        if self.embed_size != self.hidden_size:
-            found.append(_tensor(self._prefix + "project_in", "embed", self.hidden_size, self.embed_size))
-        return tuple(found)
+        return _embed_weights(self)
 
     def head_weights(self) -> tuple[Weight, ...]:
         """List what turns hidden states into logits: the final norm, a projection, and the output matrix."""
-        norm = "final_layer_norm" if self.architecture == "opt" else "norm"
-        found = _norm(self, self._prefix + norm, "head") if self.final_norm else []
-        if self.embed_size != self.hidden_size:
-            found.append(_tensor(self._prefix + "project_out", "head", self.embed_size, self.hidden_size))
-        found.append(_tensor("lm_head", "head", self.vocab_size, self.embed_size))
-        return tuple(found)
-
-    @property
-    def _prefix(self) -> str:
-        return "model.decoder." if self.architecture == "opt" else "model."
+        return _head_weights(self)
 
     @property
     def num_parameters(self) -> int:
@@ -137,6 +123,37 @@ class ModelShape(Record):
         layer = sum(weight.numel for weight in self.layer_weights())
         ends = sum(weight.numel for weight in (*self.embed_weights(), *self.head_weights()))
         return self.num_layers * layer + ends
+
+
+@lru_cache(_MODELS)
+def _layer_weights(model: ModelShape) -> tuple[Weight, ...]:
+    return tuple(_opt_layer(model) if model.architecture == "opt" else _llama_layer(model))
+
+
+@lru_cache(_MODELS)
+def _embed_weights(model: ModelShape) -> tuple[Weight, ...]:
+    path = _prefix(model) + "embed_tokens"
+    found = [] if model.tied_embeddings else [_tensor(path, "embed", model.vocab_size, model.embed_size)]
+    if model.architecture == "opt":  # positions count from row 2
+        path = _prefix(model) + "embed_positions"
+        found.append(_tensor(path, "embed", model.max_positions + 2, model.hidden_size))
+    if model.embed_size != model.hidden_size:
+        found.append(_tensor(_prefix(model) + "project_in", "embed", model.hidden_size, model.embed_size))
+    return tuple(found)
+
+
+@lru_cache(_MODELS)
+def _head_weights(model: ModelShape) -> tuple[Weight, ...]:
+    norm = "final_layer_norm" if model.architecture == "opt" else "norm"
+    found = _norm(model, _prefix(model) + norm, "head") if model.final_norm else []
+    if model.embed_size != model.hidden_size:
+        found.append(_tensor(_prefix(model) + "project_out", "head", model.embed_size, model.hidden_size))
+    found.append(_tensor("lm_head", "head", model.vocab_size, model.embed_size))
+    return tuple(found)
+
+
+def _prefix(model: ModelShape) -> str:
+    return "model.decoder." if model.architecture == "opt" else "model."
 
 
 def _tensor(path: str, stage: Stage, *shape: int) -> Weight:

@@ -11,17 +11,20 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from simulator.hardware import TIERS, TierName
 from simulator.layers import Shape, layer_kinds, layer_tensors, tensor_bytes
 from simulator.model import ModelSpec, Weight
+from simulator.operations import IntArray
 from simulator.policy import FloatArray, Policy, Split
 from simulator.runtime import Runtime
 
 _LETTERS: dict[TierName, str] = {"gpu": "g", "cpu": "c", "disk": "d"}
 SLACK = 1e-9
+_KEPT = 16  # lists of tensors: every layout of a search is made from the same one
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,51 @@ class Tensor:
     size: float
 
 
-def tensors_of(model: ModelSpec, runtime: Runtime, shape: Shape) -> list[Tensor]:
+class Tensors(tuple[Tensor, ...]):
+    """The tensors of all layers in the order of the traversal, and what sums over them need."""
+
+    @cached_property
+    def layers(self) -> IntArray:
+        """The layer of each. [N]"""
+        return np.array([tensor.layer for tensor in self])
+
+    @cached_property
+    def sizes(self) -> FloatArray:
+        """The bytes of each. [N]"""
+        return np.array([tensor.size for tensor in self])
+
+    @cached_property
+    def matrices(self) -> FloatArray:
+        """1 for each that has two dimensions, else 0. [N]"""
+        return np.array([float(tensor.weight.is_matrix) for tensor in self])
+
+    @cached_property
+    def by_name(self) -> dict[str, IntArray]:
+        """The places of the tensors of each name."""
+        places: dict[str, list[int]] = {}
+        for place, tensor in enumerate(self):
+            places.setdefault(tensor.weight.name, []).append(place)
+        return {name: np.array(each) for name, each in places.items()}
+
+
+@lru_cache(_KEPT)
+def tensors_of(model: ModelSpec, runtime: Runtime, shape: Shape) -> Tensors:
     """List the tensors of all layers in the order of the traversal; layer 0 is the embedding."""
-    return [
-        Tensor(layer, weight, tensor_bytes(model, shape, runtime, kind, weight))
+    of_kind = {
+        kind: [
+            (weight, tensor_bytes(model, shape, runtime, kind, weight))
+            for weight in layer_tensors(model, runtime, kind)
+        ]
+        for kind in set(layer_kinds(model, runtime))
+    }
+    return Tensors(
+        Tensor(layer, weight, size)
         for layer, kind in enumerate(layer_kinds(model, runtime))
-        for weight in layer_tensors(model, runtime, kind)
-    ]
+        for weight, size in of_kind[kind]
+    )
 
 
-def _evenly(tensors: list[Tensor], policy: Policy) -> Iterator[TierName]:
+def _evenly(tensors: Tensors, policy: Policy) -> Iterator[TierName]:
     """Deal whole tensors: each to the fastest tier with room for it in its share of what was dealt so far."""
     gpu_share, host_share = policy.weights.gpu, policy.weights.gpu + policy.weights.cpu
     dealt = on_gpu = on_host = 0.0
@@ -62,7 +100,7 @@ def _is_norm_of_block(tensor: Tensor) -> bool:
     return tensor.weight.stage != "head" and "norm" in tensor.weight.name
 
 
-def _by_midpoint(tensors: list[Tensor], policy: Policy) -> Iterator[TierName]:
+def _by_midpoint(tensors: Tensors, policy: Policy) -> Iterator[TierName]:
     """Within each layer, put a tensor where the middle of its elements falls: disk, then CPU, then GPU.
 
     This is FlexGen's rule; within a block it lists norms last. It rounds coarsely: of a block with two large
@@ -81,7 +119,7 @@ def _by_midpoint(tensors: list[Tensor], policy: Policy) -> Iterator[TierName]:
         yield from (tiers[tensor.weight.name] for tensor in layer)
 
 
-def _in_order(tensors: list[Tensor], policy: Policy) -> Iterator[TierName]:
+def _in_order(tensors: Tensors, policy: Policy) -> Iterator[TierName]:
     """Fill the GPU with whole layers from the first on, then the CPU, then the disk.
 
     This is Accelerate's rule; a share is met by the layers that fit into it.
@@ -98,7 +136,7 @@ def _in_order(tensors: list[Tensor], policy: Policy) -> Iterator[TierName]:
         yield from [TIERS[tier]] * len(layer)
 
 
-PLACING: dict[str, Callable[[list[Tensor], Policy], Iterator[TierName]]] = {
+PLACING: dict[str, Callable[[Tensors, Policy], Iterator[TierName]]] = {
     "even": _evenly,
     "midpoint": _by_midpoint,
     "in_order": _in_order,
@@ -106,20 +144,19 @@ PLACING: dict[str, Callable[[list[Tensor], Policy], Iterator[TierName]]] = {
 
 
 def by_tensors(
-    tensors: list[Tensor], tiers: Iterator[TierName]
+    tensors: Tensors, tiers: Iterator[TierName]
 ) -> tuple[dict[str, str], tuple[FloatArray, FloatArray]]:
     """Note where whole tensors lie, and what that makes of each layer."""
     held, counted = (np.zeros((tensors[-1].layer + 1, 3)) for _ in range(2))
-    letters: dict[str, list[str]] = {}
-    for tensor, tier in zip(tensors, tiers, strict=True):
-        held[tensor.layer, TIERS.index(tier)] += tensor.size
-        counted[tensor.layer, TIERS.index(tier)] += tensor.weight.is_matrix
-        letters.setdefault(tensor.weight.name, []).append(_LETTERS[tier])
-    return {name: "".join(each) for name, each in letters.items()}, (held, counted)
+    columns = np.array([TIERS.index(tier) for tier in tiers])
+    np.add.at(held, (tensors.layers, columns), tensors.sizes)
+    np.add.at(counted, (tensors.layers, columns), tensors.matrices)
+    letters = np.array([_LETTERS[tier] for tier in TIERS])[columns]
+    return {name: "".join(letters[places]) for name, places in tensors.by_name.items()}, (held, counted)
 
 
 def by_rows(
-    tensors: list[Tensor], policy: Policy
+    tensors: Tensors, policy: Policy
 ) -> tuple[dict[str, tuple[float, float, float]], tuple[FloatArray, FloatArray]]:
     """Cut every tensor along its rows, those of one dimension too."""
     held, counted = (np.zeros((tensors[-1].layer + 1, 3)) for _ in range(2))

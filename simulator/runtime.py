@@ -139,6 +139,10 @@ class Runtime(Record):
     schedules: tuple[ScheduleName, ...]
     slots: BufferSlots = BufferSlots()
 
+    def __hash__(self) -> int:
+        """Hash by name: homes are a dictionary, which has no hash, and equal engines have equal names."""
+        return hash(self.name)
+
     @model_validator(mode="after")
     def _slots_for_barriers(self) -> Self:
         for name, least in _SLOTS_WITH_BARRIERS.items():

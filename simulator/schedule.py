@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +124,14 @@ class Schedule:
     def tasks(self) -> Iterator[Task]:
         """Go through the tasks in issue order."""
         return (self.task(number) for number in range(len(self)))
+
+    @cached_property
+    def by_operation(self) -> dict[int, npt.NDArray[np.int64]]:
+        """The numbers of the tasks of every operation that there is, by its index. [N] in all"""
+        order = np.argsort(self.operation, kind="stable")
+        counts = np.bincount(self.operation, minlength=len(OPERATIONS))
+        parts = np.split(order, np.cumsum(counts)[:-1])
+        return {code: part for code, part in enumerate(parts) if len(part)}
 
     @property
     def work(self) -> tuple[FloatArray, ...]:

@@ -62,9 +62,8 @@ def rates_of(placed: Placed, hardware: HardwareProfile) -> Rates:
 def task_seconds(schedule: Schedule, rates: Rates) -> FloatArray:
     """Give the time of every task at full speed. [N] [s]"""
     seconds = np.zeros(len(schedule))
-    for code in np.unique(schedule.operation):
-        tasks = np.nonzero(schedule.operation == code)[0]
-        work = (column[tasks] for column in schedule.work)
+    for code, tasks in schedule.by_operation.items():
+        work = (column.take(tasks) for column in schedule.work)
         seconds[tasks] = rates.seconds(OPERATIONS[code], *work)
     return seconds
 
@@ -73,12 +72,11 @@ def capacity_draws(schedule: Schedule, rates: Rates, seconds: FloatArray) -> tup
     """Give what every task takes from each shared capacity [N, C], and the rates of these. [C]"""
     capacities = list(rates.hardware.capacities.values())
     draws = np.zeros((len(schedule), len(capacities)))
-    for code in np.unique(schedule.operation):
-        tasks = np.nonzero(schedule.operation == code)[0]
+    for code, tasks in schedule.by_operation.items():
+        operation, work = OPERATIONS[code], (schedule.bytes.take(tasks), seconds.take(tasks))
         for index, capacity in enumerate(capacities):
-            draws[tasks, index] = rates.draw(
-                capacity, OPERATIONS[code], schedule.bytes[tasks], seconds[tasks]
-            )
+            if operation.lane in capacity.lanes:
+                draws[tasks, index] = rates.draw(capacity, operation, *work)
     return draws, np.array([limit(capacity) for capacity in capacities])
 
 
@@ -166,8 +164,8 @@ def busy_seconds(simulation: Simulation, edges: FloatArray) -> FloatArray:
     """Give the time that each lane works between successive edges. [lanes, P] [s]"""
     busy = np.zeros((len(LANES), len(edges) - 1))
     for index in range(len(LANES)):
-        tasks = simulation.schedule.lane == index
-        start, end = simulation.start[tasks], simulation.end[tasks]
+        tasks = np.nonzero(simulation.schedule.lane == index)[0]
+        start, end = simulation.start.take(tasks), simulation.end.take(tasks)
         if len(start) == 0:
             continue
         worked = np.concatenate([[0.0], np.cumsum(end - start)])
@@ -211,15 +209,14 @@ def check_physics(simulation: Simulation, rates: Rates, placed: Placed) -> None:
         PlannerError: a task took less time than its work needs at the physical limit.
     """
     schedule, took = simulation.schedule, simulation.end - simulation.start
-    for code in np.unique(schedule.operation):
+    for code, tasks in schedule.by_operation.items():
         operation = OPERATIONS[code]
         if operation.cost == "none" or rates.hands_over(operation):
             continue
-        tasks = schedule.operation == code
         least = _least_seconds(
-            operation.lane, schedule.flops[tasks], schedule.bytes[tasks], rates.hardware, placed
+            operation.lane, schedule.flops.take(tasks), schedule.bytes.take(tasks), rates.hardware, placed
         )
-        if (took[tasks] < least * (1 - 1e-6)).any():
+        if (took.take(tasks) < least * (1 - 1e-6)).any():
             raise PlannerError(
                 f"the simulated {operation.name} beats the physical limit of lane {operation.lane}; "
                 "the profile's achieved rate and peak disagree"

@@ -91,10 +91,17 @@ def form(
     blocks: FloatArray | float = 0.0,
 ) -> Work:
     """Spread work that is proportional to one indicator form: [C] becomes [C, len(PLACEMENT)]."""
-    flops, bytes_, kernels, steps, blocks = np.broadcast_arrays(
-        *(np.asarray(each, float) for each in (flops, bytes_, kernels, steps, blocks))
+    columns = [np.asarray(each, float) for each in (flops, bytes_, kernels, steps, blocks)]
+    count = max(len(column) for column in columns if column.ndim)
+
+    def spread(column: FloatArray) -> FloatArray:
+        nothing = column.ndim == 0 and column == 0.0
+        return np.zeros((count, len(over))) if nothing else np.broadcast_to(column, count)[:, None] * over
+
+    launches, depth = (
+        column if column.ndim else np.broadcast_to(column, count) for column in (columns[2], columns[3])
     )
-    return Work(flops[:, None] * over, bytes_[:, None] * over, kernels, steps, blocks[:, None] * over)
+    return Work(spread(columns[0]), spread(columns[1]), launches, depth, spread(columns[4]))
 
 
 def pieces(count: FloatArray, over: FloatArray) -> Work:
