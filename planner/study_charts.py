@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from planner.charts import Chart, Series
+from planner.charts import Chart
 from planner.study import ChartChoice, Study
 from planner.table import Column, Entry, Row, Table
-from simulator.errors import InputError
-from simulator.units import one_line
+from simulator.schema import decode
 
 #: Columns that tell cells apart; those that a study varies and a chart does not have on its axes make series.
 _TELLING = ("machine", "variant", "model", "workload", "runtime", "quantize", "schedule", "max_latency_s")
@@ -48,23 +48,14 @@ def chart_of(choice: ChartChoice, table: Table) -> Chart:
     """
     x, y = table.column(choice.x), table.column(choice.y)
     rows = _selected(choice, table)
-    told = _series_keys(choice, table, rows)
-    try:
-        if choice.kind == "heatmap":
-            return _heatmap(choice, rows, x, y, table.column(choice.z))
-        return Chart(
-            key=slug(choice.title),
-            title=choice.title,
-            kind=choice.kind,
-            x_label=x.heading,
-            y_label=y.heading,
-            x_log=choice.x_log,
-            y_log=choice.y_log,
-            series=tuple(_series(*group, x, y, choice.kind) for group in _grouped(rows, told, table)),
-            note=choice.note,
-        )
-    except ValueError as error:
-        raise InputError(one_line(f"charts: {choice.title}: {error}")) from None
+    if choice.kind == "heatmap":
+        drawn = {"z_label": table.column(choice.z).heading, "series": _rows_of_map(choice, rows)}
+    else:
+        groups = _grouped(rows, _series_keys(choice, table, rows), table)
+        drawn = {"series": [_series(*group, x, y, choice.kind) for group in groups]}
+    labels = {"x_label": x.heading, "y_label": y.heading, "x_log": choice.x_log, "y_log": choice.y_log}
+    named = {"key": slug(choice.title), "title": choice.title, "kind": choice.kind, "note": choice.note}
+    return decode(Chart, named | labels | drawn, f"charts: {choice.title}")
 
 
 def slug(title: str) -> str:
@@ -118,55 +109,41 @@ def _said(value: Entry, column: Column) -> str:
     return said if column.key in _PLAIN else f"{column.title} {said} {column.unit}".rstrip()
 
 
-def _series(name: str, rows: Sequence[Row], x: Column, y: Column, kind: str) -> Series:
-    """Take the points of a series in the order of x; bars and points keep the table's."""
+def _series(name: str, rows: Sequence[Row], x: Column, y: Column, kind: str) -> dict[str, Any]:
+    """Take the points of a series in the order of x; bars keep the table's, and have gaps."""
     points = [row for row in rows if row.get(x.key) is not None]
     if kind != "bars":
         points = [row for row in points if row.get(y.key) is not None]
     if kind == "line":
         points.sort(key=lambda row: (isinstance(row[x.key], str), row[x.key]))
     low, high = (f"{y.key}_{end}" for end in ("low", "high"))
-    ranged = any(row.get(low) is not None for row in points)
-    return Series(
-        name=name,
-        x=tuple(_place(row[x.key], kind) for row in points),
-        y=tuple(_number(row.get(y.key)) for row in points),
-        cells=tuple(_cell(row) for row in points),
-        low=tuple(_number(row.get(low)) for row in points) if ranged else (),
-        high=tuple(_number(row.get(high)) for row in points) if ranged else (),
-    )
+    series = {
+        "name": name,
+        "x": [_place(row[x.key], kind) for row in points],
+        "y": [_number(row.get(y.key)) for row in points],
+        "cells": [_cell(row) for row in points],
+    }
+    if any(row.get(low) is not None for row in points):
+        series |= {
+            end: [_number(row.get(key)) for row in points] for end, key in (("low", low), ("high", high))
+        }
+    return series
 
 
-def _heatmap(choice: ChartChoice, rows: Sequence[Row], x: Column, y: Column, z: Column) -> Chart:
-    """Lay the values of z out over two columns; where there are several, the best counts."""
-    across = list(dict.fromkeys(_place(row[x.key], "heatmap") for row in rows))
-    down = list(dict.fromkeys(_place(row[y.key], "heatmap") for row in rows))
-    found: dict[tuple[object, object], Row] = {}
+def _rows_of_map(choice: ChartChoice, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Lay the values of z out over two columns; where a place has several, the largest counts."""
+    found: dict[tuple[str, str], Row] = {}
     for row in rows:
-        place = (_place(row[x.key], "heatmap"), _place(row[y.key], "heatmap"))
-        if _better(row, found.get(place), z.key):
+        place = (_name_of(row[choice.x]), _name_of(row[choice.y]))
+        if _better(row, found.get(place), choice.z):
             found[place] = row
+    across = dict.fromkeys(x for x, _ in found)
     series = []
-    for name in down:
+    for name in dict.fromkeys(y for _, y in found):
         line = [found.get((each, name), {}) for each in across]
-        series.append(
-            Series(
-                name=f"{name:g}" if isinstance(name, float) else str(name),
-                x=tuple(across),
-                y=tuple(_number(row.get(z.key)) for row in line),
-                cells=tuple(_cell(row) for row in line),
-            )
-        )
-    return Chart(
-        key=slug(choice.title),
-        title=choice.title,
-        kind="heatmap",
-        x_label=x.heading,
-        y_label=y.heading,
-        z_label=z.heading,
-        series=tuple(series),
-        note=choice.note,
-    )
+        values = {"y": [_number(row.get(choice.z)) for row in line], "cells": [_cell(row) for row in line]}
+        series.append({"name": name, "x": list(across)} | values)
+    return series
 
 
 def _better(row: Row, other: Row | None, key: str) -> bool:
@@ -177,6 +154,10 @@ def _better(row: Row, other: Row | None, key: str) -> bool:
 def _place(value: Entry, kind: str) -> float | str:
     if isinstance(value, int | float) and not isinstance(value, bool) and kind != "bars":
         return float(value)
+    return _name_of(value)
+
+
+def _name_of(value: Entry) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -73,13 +73,12 @@ def study(
     make_folder(folder, read_text(study_file))
     answers = answered(cells, Store(folder), where, quiet=output == "json")
     table = study_table(cells, answers, asked.economics)
-    findings = Findings(
-        title=asked.name,
-        description=asked.description,
-        charts=study_charts(asked, table),
-        columns=table.columns,
-    )
-    path = write_findings(findings, table.rows, folder, kind)
+    findings = Findings(title=asked.name, description=asked.description, columns=table.columns)
+    path = write_findings(
+        findings, table.rows, folder, kind
+    )  # first, as a chart may turn out to be impossible
+    findings = findings.model_copy(update={"charts": study_charts(asked, table)})
+    write_findings(findings, table.rows, folder, kind)
     if output == "json":
         echo_json({"table": str(path), "rows": list(table.rows)})
         return

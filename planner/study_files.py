@@ -30,7 +30,7 @@ class Findings(Record):
 
     title: str
     description: str
-    charts: tuple[Chart, ...]
+    charts: tuple[Chart, ...] = ()
     columns: tuple[Column, ...]
 
 

@@ -86,7 +86,7 @@ def test_the_cache_begins_and_ends_with_the_sequences_in_flight(placed, hardware
     passes = generate(placed, max_passes).window.passes
 
     def tokens(positions):
-        held = [workload.prompt_len + (t if page else workload.gen_len - 1) for t in positions]
+        held = [workload.own_len + (t if page else workload.gen_len - 1) for t in positions]
         held = held if workload.gen_len else []
         return sum(-(-one // page) * page if page else one for one in held)
 
