@@ -2,8 +2,8 @@
 
     python benchmarks/bench_study.py [--jobs 2] [--cells 1000]
 
-OPT-30B and OPT-175B over twenty changes of the T4 machine (DRAM, disk, PCIe), five workloads and five limits of
-latency: 1000 cells, each a full plan that is simulated, or the reason why there is none. Prints a line for
+OPT-30B and OPT-175B over twenty changes of the T4 machine (DRAM, disk, PCIe), five workloads and five limits
+of latency: 1000 cells, each a full plan that is simulated, or the reason why there is none. Prints a line for
 people, then one of JSON.
 """
 
@@ -97,8 +97,8 @@ def main() -> None:
         **statuses,
     }
     print(
-        f"{len(cells)} cells in {seconds:.1f} s on {options.jobs} processes: {len(cells) / seconds:.1f} cells/s, "
-        f"{watch.most / _MIB:.0f} MiB at most; {', '.join(f'{n} {name}' for name, n in statuses.items())}"
+        f"{len(cells)} cells in {seconds:.1f} s on {options.jobs} processes: "
+        f"{len(cells) / seconds:.1f} cells/s, {watch.most / _MIB:.0f} MiB at most; {', '.join(f'{n} {name}' for name, n in statuses.items())}"
     )
     print(json.dumps(found))
 

@@ -57,14 +57,16 @@ def io_bytes(problem: Problem, best: Evaluated) -> tuple[float, float]:
     """
     placed, policy = best.placed, best.placed.policy
     model, workload, tiers = problem.model, problem.workload, problem.hardware.tiers
+    simulation = best.simulation
+    assert simulation is not None
     loads = ("load_weights", "relay_weights", "load_cache")
-    moved = sum(_counted_bytes(best.simulation, name) for name in loads)
+    moved = sum(_counted_bytes(simulation, name) for name in loads)
     stored = model.kv_bytes(policy.cache_bits, policy.quant_group)
     read = kv_bytes_read(model.num_layers * stored, workload.own_len, workload.passes)
     weights = float(placed.layer_bytes[first_loaded(placed.runtime) :].sum())
     gpu, room = tiers["gpu"].usable, sum(tier.usable for tier in tiers.values()) - weights
     crossing = 1.0 - float(CACHE_ON_CPU_ENGINE @ placed.placement)
-    per_sequence = moved / best.simulation.schedule.window.sequences
+    per_sequence = moved / simulation.schedule.window.sequences
     if workload.num_prompts is not None:
         total = window_bound(
             read * workload.num_prompts,

@@ -24,13 +24,16 @@ _MARGIN = 1.1  # what rounding overfills moves when everything is placed anew
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A candidate as laid out and simulated; ``found_as`` is what the search gave."""
+    """A candidate as laid out and simulated; ``found_as`` is what the search gave.
+
+    The simulation itself, which is large, is kept of the plan that is chosen in the end only.
+    """
 
     candidate: Candidate
     placed: Placed
     prediction: Prediction
-    simulation: Simulation
     found_as: Candidate
+    simulation: Simulation | None = None
 
 
 def fit(problem: Problem, candidate: Candidate, fixed: Collection[str] = ()) -> Placed | None:
@@ -120,5 +123,5 @@ def evaluate(
     if placed is None:
         return None
     passes = passes_within(problem.model.num_layers, problem.workload.passes, placed.policy, tasks)
-    prediction, simulation = simulate(placed, problem.hardware, passes)
-    return Evaluated(candidate, placed, prediction, simulation, candidate)
+    prediction, _ = simulate(placed, problem.hardware, passes)
+    return Evaluated(candidate, placed, prediction, candidate)

@@ -158,9 +158,7 @@ def _promising(problem: Problem, candidates: list[Candidate]) -> list[Candidate]
 
 
 def _played_longer(problem: Problem, best: Evaluated) -> Evaluated:
-    """Simulate the winner with more passes, unless ranking played all that its window has."""
-    if all(one.weight <= 1.0 for one in best.simulation.schedule.window.passes):
-        return best
+    """Simulate the winner with more passes than ranking did, and keep that."""
     layers, lives = problem.model.num_layers, problem.workload.passes
     passes = passes_within(layers, lives, best.placed.policy, FINAL_TASKS)
     prediction, simulation = simulate(best.placed, problem.hardware, passes)

@@ -119,36 +119,41 @@ def _counted(
 ) -> list[Pass]:
     """Make the passes of a range and sample them if they are many.
 
-    Admissions are sampled apart from the others; while a finite run fills, while it is full (or all are in)
-    and while it drains, apart too.
+    Admissions are sampled apart from the others, and so are passes after the oldest cohort has ended and
+    before the next is admitted; while a finite run fills, while it is full (or all are in) and while it
+    drains, apart too. Within each of these, what a pass does changes evenly.
     """
     admissions = [p for p in numbers if p % stagger == 0 and (cohorts is None or p // stagger in cohorts)]
     if max_passes is None or len(numbers) <= max_passes:
         chosen = dict.fromkeys(numbers, 1.0)
     elif len(admissions) == 1:
-        chosen = {admissions[0]: 1.0} | sample(numbers.start + 1, numbers.stop - 1, max(3, max_passes // 4))
+        chosen = {admissions[0]: 1.0}
+        for kind in _kinds(numbers, set(admissions), stagger, lives)[1:]:
+            chosen |= _sample_of(kind, max(3, max_passes // 4))
     else:
         corners = (lives, admissions[-1] + 1) if cohorts is not None else ()
-        chosen = _sample_runs(numbers, set(admissions), sorted(corners), max_passes)
+        chosen = {}
+        edges = [numbers.start, *sorted(corners), numbers.stop]
+        count = max(2 if corners else 3, max_passes // (2 * (len(edges) - 1)))
+        for first, stop in itertools.pairwise(edges):
+            for kind in _kinds(range(first, stop), set(admissions), stagger, lives):
+                chosen |= _sample_of(kind, count)
     return [
         Pass(number, pass_at(number, stagger, lives, cohorts).cohorts, weight)
         for number, weight in sorted(chosen.items())
     ]
 
 
-def _sample_runs(
-    numbers: range, admissions: set[int], corners: Sequence[int], max_passes: int
-) -> dict[int, float]:
-    """Sample passes with and without an admission apart, each by interpolation between the corners."""
-    chosen: dict[int, float] = {}
-    edges = [numbers.start, *corners, numbers.stop]
-    count = max(2 if corners else 3, max_passes // (2 * (len(edges) - 1)))
-    for first, stop in itertools.pairwise(edges):
-        part = range(first, stop)
-        for kind in ([p for p in part if p in admissions], [p for p in part if p not in admissions]):
-            picked = sample(0, len(kind) - 1, count)
-            chosen |= {kind[index]: weight for index, weight in picked.items()}
-    return chosen
+def _kinds(numbers: range, admissions: set[int], stagger: int, lives: int) -> tuple[list[int], ...]:
+    """Divide passes: with an admission, with all cohorts in flight, and after the oldest has ended."""
+    others = [number for number in numbers if number not in admissions]
+    ended = [number for number in others if 0 < lives % stagger <= number % stagger]
+    all_there = [number for number in others if number not in set(ended)]
+    return [number for number in numbers if number in admissions], all_there, ended
+
+
+def _sample_of(numbers: Sequence[int], count: int) -> dict[int, float]:
+    return {numbers[index]: weight for index, weight in sample(0, len(numbers) - 1, count).items()}
 
 
 def _steady(policy: Policy, workload: Workload, stagger: int, max_passes: int | None) -> Window:

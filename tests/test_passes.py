@@ -158,6 +158,22 @@ def test_sampling_keeps_totals(gen_len, stagger, max_passes):
         )
 
 
+@given(st.integers(2, 90), st.integers(2, 90), st.integers(3, 50))
+def test_sampling_keeps_what_cohorts_do(gen_len, stagger, max_passes):
+    """The counted passes of the steady state hold as many cohorts, at positions as far on, as all passes do.
+
+    Both are what a pass costs; a sample that runs across the end of the oldest cohort's life gets them wrong.
+    """
+    workload, chosen = Workload(prompt_len=8, gen_len=gen_len), policy(stagger, gen_len)
+
+    def sums(most):
+        flights = [(one.weight, one.cohorts) for one in window(chosen, workload, most).passes]
+        cohorts = sum(weight * len(alive) for weight, alive in flights)
+        return cohorts, sum(weight * position for weight, alive in flights for _, position in alive)
+
+    assert sums(max_passes) == pytest.approx(sums(None), rel=1e-9)
+
+
 @given(st.integers(-50, 50), st.integers(-5, 300), st.integers(2, 60))
 def test_samples_add_up(first, length, count):
     """Weights sum to the number of integers, both ends are chosen, and no more nodes than allowed."""
