@@ -96,9 +96,11 @@ def main() -> None:
         "memory_mib": round(watch.most / _MIB),
         **statuses,
     }
+    counted = ", ".join(f"{count} {name}" for name, count in statuses.items())
+    rate, memory = len(cells) / seconds, watch.most / _MIB
     print(
-        f"{len(cells)} cells in {seconds:.1f} s on {options.jobs} processes: "
-        f"{len(cells) / seconds:.1f} cells/s, {watch.most / _MIB:.0f} MiB at most; {', '.join(f'{n} {name}' for name, n in statuses.items())}"
+        f"{len(cells)} cells in {seconds:.1f} s on {options.jobs} processes: {rate:.1f} cells/s, "
+        f"{memory:.0f} MiB at most; {counted}"
     )
     print(json.dumps(found))
 

@@ -17,7 +17,7 @@ from planner.evaluate import Evaluated, evaluate
 from planner.problem import Outer
 
 #: Kinds of plans (bits, schedule, homes) that are fitted.
-_KINDS = 3
+_KINDS = 2
 #: Blocks that are simulated for one group size.
 _STEPS = 4
 #: A block that uses this much of the limit is not made larger.
@@ -46,30 +46,39 @@ class Fitting:
         for each in candidates:
             kind = (each.outer.shape, each.policy.stagger, each.outer.pins)
             kinds.setdefault(kind, each)
+        best = 0.0
         for each in list(kinds.values())[:_KINDS]:
-            self._climb(each)
+            if each.effective_tok_s > best:  # of its kind no plan within the limit is faster
+                best = max(best, self._climb(each))
         return self.found
 
-    def _climb(self, start: Candidate) -> None:
-        """Try larger group sizes than a candidate's, then smaller ones, while they are better."""
+    def _climb(self, start: Candidate) -> float:
+        """Try larger group sizes than a candidate's, or else smaller ones, while they are better.
+
+        Gives the best throughput within the limit, 0 for none. [tok/s]
+        """
         sizes = group_sizes(self.solver.problem, self.solver.options, start.outer)
         at = min(range(len(sizes)), key=lambda i: abs(sizes[i] - start.policy.gpu_batch))
-        best = self._fitted(start.outer, sizes[at], start.policy.block)
+        best, block = self._fitted(start.outer, sizes[at], start.policy.block)
         for step in (1, -1):
-            index, improved = at + step, True
-            while improved and 0 <= index < len(sizes):
-                value = self._fitted(start.outer, sizes[index], start.policy.block)
+            index, risen = at + step, False
+            while 0 <= index < len(sizes):
+                value, fitted = self._fitted(start.outer, sizes[index], block)
                 # Where nothing keeps the limit yet, smaller groups may.
-                improved = value > best or (value == best == 0.0 and step < 0)
-                best, index = max(best, value), index + step
+                if value <= best and not (value == best == 0.0 and step < 0):
+                    break
+                best, block, risen, index = value, fitted, value > 0.0, index + step
+            if risen:  # it has one peak
+                break
+        return best
 
-    def _fitted(self, outer: Outer, size: int, block: int) -> float:
-        """Fit the block for one group size, by the secant through what was played; give the best throughput.
+    def _fitted(self, outer: Outer, size: int, block: int) -> tuple[float, int]:
+        """Fit the block for one group size, by the secant through what was played.
 
-        0 if no block of this size keeps the limit.
+        Gives the best throughput within the limit and its block; 0 and the given one if there is none.
         """
         outer = replace(outer, gpu_batch=size, smallest_batch=None)
-        best = 0.0
+        best = (0.0, block)
         played: dict[int, float] = {}
         for aim in self._blocks(outer, block, played):
             one = self._played(outer, aim)
@@ -78,7 +87,7 @@ class Fitting:
             played[one.placed.policy.block] = one.prediction.latency_s
             self.found.append(one)
             if one.prediction.latency_s <= self.limit:
-                best = max(best, one.prediction.throughput_tok_s)
+                best = max(best, (one.prediction.throughput_tok_s, one.placed.policy.block))
         return best
 
     def _blocks(self, outer: Outer, block: int, played: dict[int, float]) -> Iterator[int]:
