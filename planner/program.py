@@ -18,14 +18,13 @@ import numpy as np
 
 from planner.linear import Optimum, Row, minimise
 from planner.phases import phases_of, rates_of
-from planner.problem import PROMPT_TOKENS, Outer, Problem, Solution, memory_limit
+from planner.problem import Outer, Problem, Solution
+from planner.program_memory import define_memory
 from planner.program_turns import define_turns
 from simulator.demand import resource_limits
-from simulator.hardware import LANES, TIERS
+from simulator.hardware import LANES
 from simulator.layers import CellKind, layer_weight_bytes, total_weight_bytes
-from simulator.memory import Batch, MemoryItem, lookahead, memory_items
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
-from simulator.units import GB
 
 _WEIGHTS = slice(1, 4)
 _CACHE = slice(4, 9)
@@ -225,31 +224,6 @@ def define_demand(program: Program) -> None:
             admission.per_sequence[index] + others.per_sequence[index],
         )
         program.add(f"{name}, period", terms | {"admission": -most, "others": -most}, -constant, scale=scale)
-
-
-def define_memory(program: Program) -> None:
-    """Each tier holds what lies there: ``resident(x) + sum of slots x buffer(x) <= capacity``, over block."""
-    problem, outer = program.problem, program.outer
-    smallest = outer.smallest_batch or outer.gpu_batch
-    prompts = min(smallest, outer.prompts_together(problem))
-    if not outer.prompt_batch and problem.runtime.splits_prompts and smallest < outer.gpu_batch:
-        prompts = min(prompts, math.ceil(PROMPT_TOKENS / problem.workload.own_len))
-    batch = Batch(smallest, prompts, outer.prefetch, outer.stagger)
-    # An open block may have one group only, which needs no buffers for running ahead.
-    ahead = lookahead(problem.runtime, program.block // outer.gpu_batch) if program.block else 0
-    items = memory_items(problem.model, outer.shape, problem.runtime, problem.workload, batch, ahead)
-    for tier in TIERS:
-        name, capacity = memory_limit(problem.hardware, tier, pinned=outer.pinned)
-        terms, constant = _memory_terms(program, [item for item in items if item.tier == tier])
-        terms["tau"] = terms.get("tau", 0.0) - capacity
-        program.add(name, terms, -constant, scale=1.0 / GB)
-
-
-def _memory_terms(program: Program, items: list[MemoryItem]) -> tuple[dict[str, float], float]:
-    nothing = np.zeros(len(PLACEMENT))
-    fixed = sum((item.slots * item.form for item in items if not item.scales), nothing)
-    scaling = sum((item.slots * item.form for item in items if item.scales), nothing)
-    return program.scaled(fixed, scaling)
 
 
 def define_limits(program: Program) -> None:

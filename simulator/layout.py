@@ -16,7 +16,7 @@ import numpy as np
 
 from simulator.hardware import TIERS, TierName
 from simulator.layers import Shape, first_loaded
-from simulator.memory import Batch, MemoryItem, lookahead, memory_items
+from simulator.memory import WHOLE_RUN, Batch, MemoryItem, Moment, lookahead, memory_items, moments
 from simulator.model import ModelSpec
 from simulator.placing import PLACING, by_rows, by_tensors, split_of, tensors_of, whole
 from simulator.policy import PLACEMENT, CpuAttention, FloatArray, Policy, Split
@@ -118,9 +118,16 @@ class Placed:
             }
         ).placement()
 
-    def items(self) -> list[MemoryItem]:
-        """List the uses of memory, with weight buffers as large as this layout's largest layer needs."""
-        items = memory_items(self.model, self.shape, self.runtime, self.workload, self.batch, self.ahead)
+    @property
+    def moments(self) -> tuple[Moment, ...]:
+        """The moments between which the engine frees memory."""
+        return moments(self.runtime, self.workload)
+
+    def items(self, moment: Moment = WHOLE_RUN) -> list[MemoryItem]:
+        """List the uses of memory at a moment; weight buffers are as large as this layout's largest layer."""
+        items = memory_items(
+            self.model, self.shape, self.runtime, self.workload, self.batch, self.ahead, moment
+        )
         first = first_loaded(self.runtime)
         largest = {
             "weights": float(self.layer_bytes[first:, 1:].sum(axis=1).max()),
@@ -135,14 +142,23 @@ class Placed:
         ]
 
     def peak_memory(self) -> dict[TierName, dict[str, float]]:
-        """Bytes of every use of memory on every tier: the static bound on the peak. [B]"""
+        """Bytes of every use of memory on every tier when it is fullest: the static bound on the peak. [B]"""
+        held = [self.memory_at(moment) for moment in self.moments]
+        return {tier: max((uses[tier] for uses in held), key=_total) for tier in TIERS}
+
+    def memory_at(self, moment: Moment) -> dict[TierName, dict[str, float]]:
+        """Bytes of every use of memory on every tier at a moment. [B]"""
         peaks: dict[TierName, dict[str, float]] = {tier: {} for tier in TIERS}
-        for item in self.items():
+        for item in self.items(moment):
             scale = self.policy.block if item.scales else 1
             size = item.slots * scale * float(item.form @ self.placement)
             if size:
                 peaks[item.tier][item.name] = peaks[item.tier].get(item.name, 0.0) + size
         return peaks
+
+
+def _total(uses: dict[str, float]) -> float:
+    return sum(uses.values())
 
 
 def shape_of(policy: Policy) -> Shape:

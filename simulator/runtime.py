@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from simulator.errors import InputError
 from simulator.hardware import TierName
@@ -102,6 +102,10 @@ class Runtime(Record):
         quantizes: the classes of tensors that it can store quantised.
         quantizes_ends: embeddings and head are quantised with the blocks.
         hands_over: where CPU and GPU tier are one memory, it hands layers over and copies nothing.
+        frees_buffers: what the work at hand has no use for is freed: memory for prompts in decoding, and the
+            other way round; for one half during the other; for new cache in 16 bits once it is quantised.
+            Otherwise everything is kept for the whole run. Not where lanes run ahead, nor on the diagonal:
+            there both kinds of passes meet.
         relay: pinned CPU memory that copy threads hold for themselves. [B]
         overheads: what the engine's own code costs.
         schedules: the traversals it can run.
@@ -134,6 +138,7 @@ class Runtime(Record):
     hands_over: bool = False
     scores_prompts: bool = False
     shares_prefix: bool = False
+    frees_buffers: bool = False
     relay: Bytes = Field(default=0.0, validate_default=False)
     overheads: Overheads = Overheads()
     schedules: tuple[ScheduleName, ...]
@@ -151,6 +156,22 @@ class Runtime(Record):
                     f"slots.{name}: copies run one cell ahead or behind a barrier; give at least {least}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _phases_apart(self) -> Self:
+        if self.frees_buffers and (self.synchronization == "dependency" or "diagonal" in self.schedules):
+            raise ValueError(
+                "frees_buffers: prompts and decoding meet where lanes run ahead, and on the diagonal; drop it"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write plans of engines that keep their buffers as they were written before there were others."""
+        found: dict[str, Any] = write(self)
+        if not self.frees_buffers:
+            del found["frees_buffers"]
+        return found
 
 
 def runtime_names() -> list[str]:

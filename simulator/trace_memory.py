@@ -1,6 +1,7 @@
 """Memory over time: what stays, the KV cache as it grows, and buffer slots while tasks hold them.
 
-What stays (weights, activations at home, workspaces) counts in full at all times. A slot counts in full
+What stays (weights, activations at home, workspaces) counts in full at all times; of a workspace that is
+freed, what a moment needs beyond all others counts while kernels of its layers run. A slot counts in full
 from the start of the task that takes it to the end of the one that frees it. KV of new tokens counts from
 the start of the task that writes it to its tier, and that of a sequence until its last task has ended.
 """
@@ -10,10 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from simulator.hardware import TierName
+from simulator.hardware import LANES, TierName
+from simulator.layers import CellKind, layer_kinds
 from simulator.layout import Placed
-from simulator.memory import BUFFERS
+from simulator.memory import BUFFERS, WHOLE_RUN, Moment
+from simulator.operations import OP
 from simulator.passes import Pass, peak_tokens
 from simulator.policy import FloatArray
 from simulator.simulate import Simulation
@@ -23,6 +27,7 @@ _WRITERS: dict[TierName, str] = {"gpu": "qkv", "cpu": "store_cache", "disk": "wr
 
 #: Changes of memory in use: times [s] and bytes, in no order.
 Changes = tuple[FloatArray, FloatArray]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +57,50 @@ class MemoryUse:
 def memory_in_use(simulation: Simulation, placed: Placed) -> tuple[MemoryUse, ...]:
     """Follow every use of memory that the static bound counts (``Placed.peak_memory``)."""
     changes: dict[tuple[TierName, str], list[Changes]] = {}
-    for item in placed.items():
-        size = float(item.form @ placed.placement)
-        if size <= 0.0:
+    tasks = [_tasks_at(moment, simulation, placed) for moment in placed.moments]
+    for at_moments in zip(*(placed.items(moment) for moment in placed.moments), strict=True):
+        item = at_moments[0]
+        sizes = [float(each.form @ placed.placement) for each in at_moments]
+        if max(sizes) <= 0.0:
             continue
+        parts = changes.setdefault((item.tier, item.name), [])
         if item.name in BUFFERS and not item.scales:
-            change = _slots(simulation, BUFFERS.index(item.name), size)
+            number = BUFFERS.index(item.name)
+            parts += [_slots(simulation, number, *each) for each in zip(sizes, tasks, strict=True)]
         elif item.name == "KV cache":
-            change = _cache(simulation, placed, item.tier, size)
+            parts.append(_cache(simulation, placed, item.tier, sizes[0]))
         else:
-            constant = size * item.slots * (placed.policy.block if item.scales else 1)
-            change = (np.zeros(1), np.array([constant]))
-        changes.setdefault((item.tier, item.name), []).append(change)
+            least = min(sizes)
+            constant = least * item.slots * (placed.policy.block if item.scales else 1)
+            parts.append((np.zeros(1), np.array([constant])))
+            more = [item.slots * (size - least) for size in sizes]
+            parts += [_spans(simulation, *each) for each in zip(more, tasks, strict=True) if each[0] > 0.0]
     return tuple(_steps(tier, name, parts) for (tier, name), parts in changes.items())
+
+
+def _tasks_at(moment: Moment, simulation: Simulation, placed: Placed) -> BoolArray:
+    """Mark the tasks of the passes and layers of a moment. [N]"""
+    schedule = simulation.schedule
+    if moment == WHOLE_RUN:
+        return np.ones(len(schedule), dtype=bool)
+    prompt = np.array([any(position == 0 for _, position in one.cohorts) for one in schedule.window.passes])
+    attention = np.array([kind == CellKind.ATTENTION for kind in layer_kinds(placed.model, placed.runtime)])
+    here = prompt[schedule.pass_index] == (moment.phase == "prompt")
+    if moment.part:
+        here &= attention[schedule.layer] == (moment.part == "attention")
+    return np.asarray(here)
+
+
+def _spans(simulation: Simulation, size: float, tasks: BoolArray) -> Changes:
+    """Let a layer's kernels hold memory from the start of the first to the end of the last, pass by pass."""
+    schedule = simulation.schedule
+    of_gpu = (schedule.lane == LANES.index("gpu")) & (schedule.operation != OP["sync"])
+    kernels = np.nonzero(tasks & of_gpu)[0]
+    layers = np.stack([schedule.pass_index[kernels], schedule.layer[kernels]])
+    first = np.append(True, (np.diff(layers) != 0).any(axis=0))[: len(kernels)]  # a lane works in order
+    last = np.append(first[1:], True)[: len(kernels)]
+    start, end = simulation.start[kernels[first]], simulation.end[kernels[last]]
+    return np.concatenate([start, end]), np.repeat([size, -size], [len(start), len(end)])
 
 
 def _steps(tier: TierName, name: str, parts: list[Changes]) -> MemoryUse:
@@ -77,10 +113,10 @@ def _steps(tier: TierName, name: str, parts: list[Changes]) -> MemoryUse:
     return MemoryUse(tier, name, steps[kept] / 1e9, np.maximum(0.0, total[kept]))
 
 
-def _slots(simulation: Simulation, number: int, size: float) -> Changes:
+def _slots(simulation: Simulation, number: int, size: float, tasks: BoolArray) -> Changes:
     schedule = simulation.schedule
-    taken = simulation.start[schedule.takes == number]
-    freed = simulation.end[(schedule.frees >> number & 1).astype(bool)]
+    taken = simulation.start[tasks & (schedule.takes == number)]
+    freed = simulation.end[tasks & (schedule.frees >> number & 1).astype(bool)]
     return np.concatenate([taken, freed]), np.repeat([size, -size], [len(taken), len(freed)])
 
 

@@ -16,7 +16,7 @@ from simulator.cost import Rates
 from simulator.demand import Demand, period_demand, resource_limits
 from simulator.hardware import LANES, TIERS, HardwareProfile
 from simulator.layers import CellKind, Shape, layer_weight_bytes, total_weight_bytes
-from simulator.memory import Batch, lookahead, memory_items
+from simulator.memory import Batch, lookahead, memory_items, moments
 from simulator.model_config import load_model
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
 from simulator.profiles import load_profile
@@ -163,13 +163,16 @@ def memory_used(problem: Problem, outer: Outer, block: int, placements: FloatArr
     """Give the share of every tier's memory that placements fill: [P, len(PLACEMENT)] becomes [P, 3]."""
     batch = Batch(outer.gpu_batch, outer.prompts_together(problem), outer.prefetch, outer.stagger)
     ahead = lookahead(problem.runtime, block // outer.gpu_batch)
-    items = memory_items(problem.model, outer.shape, problem.runtime, problem.workload, batch, ahead)
-    used = np.zeros((len(placements), len(TIERS)))
-    for item in items:
-        scale = item.slots * (block if item.scales else 1)
-        used[:, TIERS.index(item.tier)] += scale * (placements @ item.form)
+    at_moments = moments(problem.runtime, problem.workload)
+    used = np.zeros((len(at_moments), len(placements), len(TIERS)))
+    for at, moment in zip(used, at_moments, strict=True):
+        for item in memory_items(
+            problem.model, outer.shape, problem.runtime, problem.workload, batch, ahead, moment
+        ):
+            scale = item.slots * (block if item.scales else 1)
+            at[:, TIERS.index(item.tier)] += scale * (placements @ item.form)
     most = [memory_limit(problem.hardware, tier, pinned=outer.pinned)[1] for tier in TIERS]
-    return used / np.maximum(most, 1e-9)
+    return np.asarray(used.max(axis=0) / np.maximum(most, 1e-9))
 
 
 def simplex(parts: int, steps: int) -> FloatArray:

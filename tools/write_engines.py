@@ -54,6 +54,7 @@ _ROWS: dict[str, Callable[[Runtime], object]] = {
     "CPU attends to": lambda engine: {"stored": "the cache as stored", "float32": "a float32 copy"}[
         engine.cpu_attention_dtype
     ],
+    "what a phase has no use for": lambda engine: "freed" if engine.frees_buffers else "kept",
     "memory it takes for itself": lambda engine: f"{engine.relay / 2**30:g} GiB" if engine.relay else "-",
     "a (layer, group) costs": lambda engine: _milliseconds(engine.overheads.cell),
     "a tensor loaded costs": lambda engine: _milliseconds(engine.overheads.load_weights),
