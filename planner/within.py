@@ -20,6 +20,10 @@ from planner.problem import Outer
 _KINDS = 2
 #: Blocks that are simulated for one group size.
 _STEPS = 4
+#: An estimate that misses the next whole block by this share of it is worth a try of that.
+_NEARLY = 0.2
+#: A group size that is this near to the best may have missed it by the whole groups that a block has.
+_CLOSE = 0.97
 #: A block that uses this much of the limit is not made larger.
 _FULL = 0.98
 
@@ -33,12 +37,14 @@ class Fitting:
         limit: from admission to last token. [s]
         fixed: names of variables that the user pinned.
         found: everything that was simulated.
+        slope: of latency over the block, as far as it is known. [s]
     """
 
     solver: Solver
     limit: float
     fixed: Collection[str]
     found: list[Evaluated] = field(default_factory=list)
+    slope: float = 0.0
 
     def around(self, candidates: list[Candidate]) -> list[Evaluated]:
         """Fit plans like the given candidates, the preferred ones first; give all that was played."""
@@ -61,14 +67,14 @@ class Fitting:
         at = min(range(len(sizes)), key=lambda i: abs(sizes[i] - start.policy.gpu_batch))
         best, block = self._fitted(start.outer, sizes[at], start.policy.block)
         for step in (1, -1):
-            index, risen = at + step, False
+            index, top = at + step, best
             while 0 <= index < len(sizes):
                 value, fitted = self._fitted(start.outer, sizes[index], block)
                 # Where nothing keeps the limit yet, smaller groups may.
-                if value <= best and not (value == best == 0.0 and step < 0):
+                if value < _CLOSE * best or (value == 0.0 and step > 0):
                     break
-                best, block, risen, index = value, fitted, value > 0.0, index + step
-            if risen:  # it has one peak
+                best, block, index = max(best, value), fitted, index + step
+            if best > top:  # it has one peak
                 break
         return best
 
@@ -102,7 +108,7 @@ class Fitting:
             yield aim
             if not played:
                 return
-            aim = max(1, int(self._crossing(played) / unit + 1e-9)) * unit
+            aim = max(1, int(self._crossing(played) / unit + _NEARLY)) * unit
             longest = max((size for size, time in played.items() if time <= self.limit), default=0)
             if aim in played or aim < longest or played.get(longest, 0.0) > _FULL * self.limit:
                 return
@@ -111,10 +117,9 @@ class Fitting:
         """Estimate the block that just keeps the limit: latency is about linear in the block."""
         (last, time), *others = reversed(played.items())
         if others and others[0][0] != last:
-            slope = (time - others[0][1]) / (last - others[0][0])
-            if slope > 0.0:
-                return last + (self.limit - time) / slope
-        return last * self.limit / time
+            self.slope = max(0.0, (time - others[0][1]) / (last - others[0][0]))
+        # Of another group size the slope is about the same.
+        return last + (self.limit - time) / self.slope if self.slope else last * self.limit / time
 
     def _played(self, outer: Outer, block: int) -> Evaluated | None:
         problem = self.solver.problem
