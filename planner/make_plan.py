@@ -76,7 +76,7 @@ def _fitted(request: Request, result: SearchResult, tried: list[Evaluated], limi
         return []
     solver = Solver(replace(request.problem, max_latency=None), request.options)
     fitting = Fitting(solver, limit, dict(request.options.pins.values))
-    found = fitting.around(result.candidates)
+    found = fitting.around(tried)
     result.solver.programs += solver.programs
     return found
 

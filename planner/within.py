@@ -17,7 +17,7 @@ from planner.evaluate import Evaluated, evaluate
 from planner.problem import Outer
 
 #: Kinds of plans (bits, schedule, homes) that are fitted.
-_KINDS = 2
+_KINDS = 3
 #: Blocks that are simulated for one group size.
 _STEPS = 4
 #: An estimate that misses the next whole block by this share of it is worth a try of that.
@@ -46,17 +46,22 @@ class Fitting:
     found: list[Evaluated] = field(default_factory=list)
     slope: float = 0.0
 
-    def around(self, candidates: list[Candidate]) -> list[Evaluated]:
-        """Fit plans like the given candidates, the preferred ones first; give all that was played."""
+    def around(self, tried: list[Evaluated]) -> list[Evaluated]:
+        """Fit plans like those that were tried, the most promising kinds first; give all that was played."""
         kinds: dict[object, Candidate] = {}
-        for each in candidates:
-            kind = (each.outer.shape, each.policy.stagger, each.outer.pins)
-            kinds.setdefault(kind, each)
+        for one in sorted(tried, key=self._promise, reverse=True):
+            each = one.candidate
+            kinds.setdefault((each.outer.shape, each.policy.stagger, each.outer.pins), each)
         best = 0.0
         for each in list(kinds.values())[:_KINDS]:
             if each.effective_tok_s > best:  # of its kind no plan within the limit is faster
                 best = max(best, self._climb(each))
         return self.found
+
+    def _promise(self, one: Evaluated) -> float:
+        """Estimate the throughput of a plan whose block is made as small as the limit asks. [tok/s]"""
+        seen = one.prediction
+        return seen.throughput_tok_s * min(1.0, self.limit / seen.latency_s)
 
     def _climb(self, start: Candidate) -> float:
         """Try larger group sizes than a candidate's, or else smaller ones, while they are better.

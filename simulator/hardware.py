@@ -251,7 +251,7 @@ class HardwareProfile(Record):
     sources: dict[str, Source] = Field(min_length=1)
 
     def __hash__(self) -> int:
-        """Hash what has a hash of its own; dictionaries have none. Equal machines are equal in this too."""
+        """Hash what has a hash of its own, which dictionaries have not."""
         return hash((self.name, self.links))
 
     @model_validator(mode="after")
