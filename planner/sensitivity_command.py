@@ -61,8 +61,8 @@ def sensitivity_of(**options: Any) -> None:
     """Find out what a plan depends on.
 
     Of every resource: its price, between which factors the price holds, and throughput with less and with
-    more of it, planned and simulated anew. Two resources are changed together too. On a profile that was measured,
-    also which of its uncertain constants the answer depends on most.
+    more of it, planned and simulated anew. Two resources are changed together too. On a profile that was
+    measured, also which of its uncertain constants the answer depends on most.
 
     \b
     planner sensitivity --hw t4-16 --model opt-30b --picture tornado.png

@@ -25,6 +25,15 @@ def study_charts(study: Study, table: Table) -> tuple[Chart, ...]:
     return tuple(chart_of(choice, table) for choice in choices)
 
 
+def named_columns(study: Study) -> set[str]:
+    """List the columns that a study's charts name."""
+    named = set()
+    for choice in study.charts:
+        named |= {choice.x, choice.y, *(choice.series or ()), *choice.where}
+        named |= {choice.z} if choice.kind == "heatmap" else set()
+    return named
+
+
 def suggested(table: Table) -> Iterable[ChartChoice]:
     """Suggest throughput over latency, over every swept figure, and cost by machine."""
     yield ChartChoice(title="Throughput and latency", kind="points", x="latency_s", x_log=True, y_log=True)
@@ -139,6 +148,7 @@ def _series(name: str, rows: Sequence[Row], x: Column, y: Column, kind: str) -> 
 
 def _heatmap(choice: ChartChoice, rows: Sequence[Row], x: Column, y: Column, z: Column) -> Chart:
     """Lay the values of z out over two columns; where there are several, the best counts."""
+    rows = [row for row in rows if row.get(x.key) is not None and row.get(y.key) is not None]
     across = list(dict.fromkeys(_place(row[x.key], "heatmap") for row in rows))
     down = list(dict.fromkeys(_place(row[y.key], "heatmap") for row in rows))
     found: dict[tuple[object, object], Row] = {}
