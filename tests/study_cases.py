@@ -93,3 +93,7 @@ def made_up_answer(one: Cell, *tok_s: float, ceiling: float | None = None) -> An
 def table_of(cells: Sequence[Cell], answers: Sequence[Answer]) -> Table:
     """Write the table of cells and their answers."""
     return study_table(cells, answers, Economics())
+
+
+#: Work whose fastest plan takes minutes on a small machine, so that limits have something to do.
+LIMITED_WORK = {"prompt_len": 64, "gen_len": 8}

@@ -34,6 +34,7 @@ from simulator.units import BUDGET, PURCHASE, multiplied
 from simulator.workload import Workload
 from tests.chart_samples import TEXTS
 from tests.study_cases import (
+    LIMITED_WORK,
     SHORT,
     cell,
     complaint,
@@ -371,7 +372,7 @@ def test_a_plan_is_that_of_the_command() -> None:
     assert Answer.model_validate_json(planned().to_json()) == planned()
 
 
-LIMITED = cell("t4-16", "opt-6.7b", work={"prompt_len": 64, "gen_len": 8})
+LIMITED = cell("t4-16", "opt-6.7b", work=LIMITED_WORK)
 
 
 def test_a_family_answers_as_each_alone() -> None:
