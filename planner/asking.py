@@ -131,6 +131,7 @@ class Asking:
 
     def __post_init__(self) -> None:
         """Choose the folder; what cannot be written to is found out before the work."""
+        self.backend = backend_of(self.options)
         self.out: Path | None = self.options["out"]
         for picture in (self.options["picture"], *self.pictures):
             if picture is not None:
@@ -139,7 +140,6 @@ class Asking:
             make_folder(self.out)
         folder = self.out or Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         self.store = Store(folder)
-        self.backend = backend_of(self.options)
 
     def __enter__(self) -> Asking:
         """Begin."""

@@ -17,7 +17,7 @@ from planner.study_cells import Cell
 from planner.study_figures import binding
 from planner.study_rows import study_table
 from planner.words import LANE_WORDS, duration, split
-from simulator.errors import InfeasibleError, InputError
+from simulator.errors import InfeasibleError, InputError, PlannerError
 
 MACHINES = click.option(
     "--hw",
@@ -57,13 +57,13 @@ def frontier_of(**options: Any) -> None:
         )
     bases = [
         cell_of(machine, mix, runtime, options)
-        for machine in options["machines"]
-        for runtime in options["runtimes"]
+        for machine in dict.fromkeys(options["machines"])
+        for runtime in dict.fromkeys(options["runtimes"])
     ]
     with Asking(options) as questions:
         found = frontier(bases, options["points"], questions.ask)
         if not any(curve.points for curve in found.curves):
-            raise InfeasibleError(found.curves[0].reason or "no plan found")
+            raise _no_curve(found)
         chart = frontier_chart(found)
         table = study_table(found.cells, found.answers, Economics())
         written = list(questions.write(f"Frontier of {bases[0].model.name}, {mix.name}", table, [chart]))
@@ -73,6 +73,14 @@ def frontier_of(**options: Any) -> None:
     console().print(Group(*_sections(found)))
     for line in written:
         click.echo(line)
+
+
+def _no_curve(found: Frontier) -> PlannerError:
+    """Say that there is no plan at all: all machines are too small, or the question is wrong."""
+    for curve, reply in zip(found.curves, found.answers, strict=False):
+        if reply.status == "infeasible":
+            return InfeasibleError(curve.reason)
+    return InputError(found.curves[0].reason)
 
 
 def to_json(found: Frontier) -> dict[str, Any]:

@@ -24,7 +24,7 @@ FORMATS = click.Choice(["text", "json"])
 
 def console() -> Console:
     """Print to the terminal's width, or to a fixed one where the output goes to a file or a program."""
-    return Console(width=None if sys.stdout.isatty() else 110)
+    return Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False)
 
 
 def echo_json(data: object) -> None:

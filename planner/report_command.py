@@ -140,7 +140,7 @@ def _speed(row: Row) -> float:
 
 def _text(plan: Any) -> str:
     text = StringIO()
-    print_plan(plan, Console(file=text, width=_WIDTH, color_system=None))
+    print_plan(plan, Console(file=text, width=_WIDTH, color_system=None, markup=False, emoji=False))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

@@ -20,6 +20,7 @@ from planner.study_answer import Answer
 from planner.study_cells import Cell
 from planner.uncertainty import Cause
 from planner.words import LANE_WORDS
+from simulator.errors import InputError
 from simulator.layers import Shape
 from simulator.profiles import override_profile
 
@@ -98,31 +99,57 @@ def sensitivity(
         ask: answers cells.
     """
     known = {figure.name: figure for figure in figures(problem_of(base), outer_of(base, plan))}
-    single = [
-        (name, factor, changed(base, {figure: factor}))
-        for name, figure in known.items()
-        for factor in factors
-    ]
-    replies = list(ask([base, *(cell for _, _, cell in single)]))
+    chosen = _chosen(pair, list(known))
     speed = plan.predictions.throughput_tok_s
     swings: dict[str, dict[float, float | None]] = {name: {1.0: speed} for name in known}
-    for (name, factor, _), reply in zip(single, replies[1:], strict=True):
+    single = {}
+    for (name, figure), factor in itertools.product(known.items(), factors):
+        swings[name][factor] = None
+        if (cell := _possible(base, {figure: factor})) is not None:
+            single[name, factor] = cell
+    replies = list(ask([base, *single.values()]))
+    for (name, factor), reply in zip(single, replies[1:], strict=True):
         swings[name][factor] = _tok_s(reply)
-    first, second = pair or sorted(known, key=lambda name: -_swing(swings[name]))[:2]
-    both = [
-        (across, down, changed(base, {known[first]: across, known[second]: down}))
-        for across, down in itertools.product(grid, grid)
-    ]
-    more = list(ask([cell for _, _, cell in both]))
+    first, second = chosen or sorted(known, key=lambda name: -_swing(swings[name]))[:2]
+    pairs: dict[tuple[float, float], float | None] = dict.fromkeys(itertools.product(grid, grid))
+    both = {}
+    for across, down in pairs:
+        if (cell := _possible(base, {known[first]: across, known[second]: down})) is not None:
+            both[across, down] = cell
+    more = list(ask(list(both.values())))
+    pairs |= {factors: _tok_s(reply) for factors, reply in zip(both, more, strict=True)}
     return Sensitivity(
         plan,
         tuple(held(base, plan)),
         swings,
         (first, second),
-        {(a, b): _tok_s(reply) for (a, b, _), reply in zip(both, more, strict=True)},
-        (base, *(cell for *_, cell in single), *(cell for *_, cell in both)),
+        pairs,
+        (base, *single.values(), *both.values()),
         (*replies, *more),
     )
+
+
+def _chosen(pair: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Find two resources by their names; where memory is pinned, that of the CPU is what can be pinned.
+
+    Raises:
+        InputError: the machine has none of that name, or both are the same.
+    """
+    chosen = [next((each for each in (name, f"{name} (pinned)") if each in known), name) for name in pair]
+    for name in chosen:
+        if name not in known:
+            raise InputError(f"--pair {name}: the machine has none; there are: {', '.join(known)}")
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"--pair {chosen[0]}: name two different resources")
+    return chosen
+
+
+def _possible(base: Cell, factors: dict[Figure, float]) -> Cell | None:
+    """Give the cell of a changed machine, or none if it would have less memory than its reserve."""
+    try:
+        return changed(base, factors)
+    except InputError:
+        return None
 
 
 def _swing(found: dict[float, float | None]) -> float:
@@ -164,7 +191,7 @@ def changes(figure: Figure, factor: float) -> tuple[str, ...]:
     paths = [".".join(path) for path in figure.paths]
     if factor > 1.0:
         paths += dict.fromkeys(above for path in figure.paths if (above := _peak(path)))
-    return tuple(f"{path}=x{factor:.4g}" for path in paths)
+    return tuple(f"{path}=x{factor:.10g}" for path in paths)
 
 
 def _peak(path: tuple[str, ...]) -> str | None:
@@ -219,8 +246,8 @@ def held(cell: Cell, plan: Plan) -> Iterator[Held]:
         price = worth.get(figure.name, 0.0)
 
         def is_right(factor: float, figure: Figure = figure, slope: float = price * value) -> bool:
-            other = changed(cell, {figure: factor}).hardware
-            solved = Program(replace(problem, hardware=other), outer).solve()
+            other = _possible(cell, {figure: factor})
+            solved = Program(replace(problem, hardware=other.hardware), outer).solve() if other else None
             promised = slope * (factor - 1.0)
             found = (solved.throughput if solved else 0.0) - start.throughput
             return abs(found - promised) <= max(TOLERANCE * abs(promised), _NOTHING * start.throughput)

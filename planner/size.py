@@ -10,7 +10,9 @@ from planner.costs import SECONDS_PER_DAY, Economics, running_cost
 from planner.study_answer import Answer
 from planner.study_cells import Cell
 from planner.study_figures import Planned
+from simulator.errors import InfeasibleError, InputError, PlannerError
 from simulator.schema import Record
+from simulator.units import one_line
 
 
 class Sized(Record):
@@ -46,11 +48,12 @@ class Sized(Record):
 
 
 class Unfit(Record):
-    """A machine that has no plan, and why."""
+    """A machine that has no plan, and why: it is too small, or cannot do what is asked."""
 
     machine: str
     reason: str
     cell: int
+    too_small: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,13 @@ class Sizing:
     tokens_per_day: float
     sized: tuple[Sized, ...]
     unfit: tuple[Unfit, ...]
+
+    @property
+    def none_can(self) -> PlannerError:
+        """Say that no machine can: all are too small, or the question is wrong."""
+        kind = InfeasibleError if any(each.too_small for each in self.unfit) else InputError
+        first = next((each for each in self.unfit if each.too_small), self.unfit[0])
+        return kind(one_line(f"no machine can: {first.machine}: {first.reason}"))
 
     @property
     def least_usd_per_day(self) -> float | None:
@@ -84,7 +94,9 @@ def size(
         if reply.plans:
             sized.append(_sized(number, cell, reply, tokens_per_day, economics))
         else:
-            unfit.append(Unfit(machine=cell.machine, reason=reply.reason or reply.status, cell=number))
+            too_small = reply.status == "infeasible"
+            reason = reply.reason or reply.status
+            unfit.append(Unfit(machine=cell.machine, reason=reason, cell=number, too_small=too_small))
     sized.sort(key=lambda each: (each.usd_per_day is None, each.usd_per_day or 0.0, each.machines))
     return Sizing(tokens_per_day, tuple(sized), tuple(unfit))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -74,7 +75,7 @@ def size_of(**options: Any) -> None:
     economics = Economics(years=options["years"], usd_per_kwh=options["electricity"])
     cells = [
         cell_of(machine, mix, options["runtime"], options).model_copy(update={"max_latency": limit})
-        for machine in options["machines"] or shipped_profiles()
+        for machine in dict.fromkeys(options["machines"] or shipped_profiles())
     ]
     with Asking(options) as questions:
         answers = questions.ask(cells)
@@ -83,7 +84,7 @@ def size_of(**options: Any) -> None:
         charts = [cost_chart(found)] if found.sized else []
         written = list(questions.write(f"Machines for {cells[0].model.name}, {mix.name}", table, charts))
     if not found.sized:
-        raise InfeasibleError(one_line(f"no machine can: {found.unfit[0].machine}: {found.unfit[0].reason}"))
+        raise found.none_can
     if options["output"] == "json":
         echo_json(to_json(found, budget))
     else:
@@ -136,7 +137,7 @@ def check_budget(found: Sizing, budget: float | None) -> None:
         raise InputError("--budget: no machine that fits has a price; set cost.rent or cost.purchase")
     if cheapest.usd_per_day > budget:
         a_machine = cheapest.usd_per_day / cheapest.machines
-        machines = int(budget / a_machine)
+        machines = int(budget / a_machine * (1 + 1e-12))
         buys = machines * cheapest.tok_s * 86400
         raise InfeasibleError(
             f"--budget: the cheapest costs {cheapest.usd_per_day:.4g} USD/day; {budget:.4g} USD/day pays for "
@@ -156,13 +157,20 @@ def cost_chart(found: Sizing) -> Chart:
         series=(
             Series(
                 name="cost",
-                x=tuple(each.machine for each in priced),
+                x=tuple(_apart([each.machine for each in priced])),
                 y=tuple(each.usd_per_million_tokens for each in priced),
                 cells=tuple(each.cell for each in priced),
             ),
         ),
         note="Whole machines, all day: one that is idle for part of it costs as much.",
     )
+
+
+def _apart(names: Sequence[str]) -> Iterator[str]:
+    """Number names that occur several times: files of machines may be called alike."""
+    for index, name in enumerate(names):
+        before = names[:index].count(name)
+        yield f"{name} ({before + 1})" if before else name
 
 
 def to_json(found: Sizing, budget: float | None) -> dict[str, Any]:

@@ -27,6 +27,8 @@ OneOrMore = Annotated[tuple[T, ...], Field(min_length=1), BeforeValidator(_sever
 #: A figure of a machine or a pinned variable, as text, or plain where it has no unit.
 Value = str | StrictBool | int | float
 Name = Annotated[str, Field(min_length=1, max_length=80)]
+#: A name of something that ships, or a path.
+Place = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 def _limit(value: object) -> object:
@@ -38,10 +40,15 @@ def _limit(value: object) -> object:
 Limit = Annotated[Annotated[float, Field(gt=0.0)] | None, BeforeValidator(_limit)]
 
 
+def _named(key: str) -> BeforeValidator:
+    """Take a text as a mapping that has only this key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
 class MachineChoice(Record):
     """A machine: a shipped profile or a file, changed or not, under a name of its own."""
 
-    hw: Name
+    hw: Place
     name: Name | None = None
     set: dict[str, Value] = Field(default_factory=dict)
 
@@ -54,9 +61,10 @@ class Variant(Record):
 
 
 class WorkloadChoice(Record):
-    """A workload by its lengths, or a file of lengths that is divided into so many parts."""
+    """A workload: a preset, its lengths, or a file of lengths that is divided into so many parts."""
 
     name: Name | None = None
+    preset: Place | None = None
     prompt_len: int | None = None
     gen_len: int | None = None
     shared_prefix: int = 0
@@ -82,12 +90,12 @@ class Grid(Record):
         fix: policy variables that are pinned.
     """
 
-    machine: OneOrMore[str | MachineChoice]
+    machine: OneOrMore[Annotated[MachineChoice, _named("hw")]]
     set: dict[str, Value] = Field(default_factory=dict)
     variant: tuple[Variant, ...] = ()
     sweep: dict[str, OneOrMore[Value]] = Field(default_factory=dict)
-    model: OneOrMore[Name]
-    workload: OneOrMore[str | WorkloadChoice] = ("flexgen",)
+    model: OneOrMore[Place]
+    workload: OneOrMore[Annotated[WorkloadChoice, _named("preset")]] = (WorkloadChoice(preset="flexgen"),)
     runtime: OneOrMore[Name] = ("reference",)
     quantize: OneOrMore[Quantize] = ("none",)
     schedule: OneOrMore[ScheduleChoice] = ("auto",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from planner.make_plan import Request, make_plan
 from planner.plan import Plan
 from planner.problem import Problem
 from planner.study_cells import Cell, cell_key, program_hash
-from simulator.errors import InfeasibleError, PlannerError
+from simulator.errors import InfeasibleError, InputError
 from simulator.mix import Part
 from simulator.schema import Record
 
@@ -49,12 +49,25 @@ def answer(cell: Cell) -> Answer:
         problem = Problem(cell.hardware, cell.model, part.workload, cell.runtime, cell.max_latency)
         try:
             plan = make_plan(Request(problem, cell.options, cell.overrides))
-        except PlannerError as error:
+        except (InputError, InfeasibleError) as error:
             status: Status = "infeasible" if isinstance(error, InfeasibleError) else "failed"
             prefix = f"{part.name}: " if len(cell.mix.parts) > 1 else ""
             return Answer(status=status, reason=f"{prefix}{error}")
         plans.append(PartPlan(part=part, plan=plan))
-    return Answer(status="planned", plans=tuple(plans))
+    reply = Answer(status="planned", plans=tuple(plans))
+    limit, together = cell.max_latency, latency(reply.plans, serial=cell.mix.serial)
+    if limit is not None and together > limit:
+        reason = f"each call keeps {limit:g} s, but the chain of them takes {together:.4g} s"
+        return Answer(status="infeasible", reason=f"{cell.model.name} on {cell.hardware.name}: {reason}")
+    return reply
+
+
+def latency(plans: Sequence[PartPlan], *, serial: bool) -> float:
+    """Give the longest latency of a part; of a chain of calls, that of all together. [s]"""
+    times = [one.plan.predictions.latency_s for one in plans]
+    if not serial:
+        return max(times)
+    return sum(one.part.count * time for one, time in zip(plans, times, strict=True))
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,7 @@ def _implied(cell: Cell, reply: Answer, limit: float | None) -> Answer | None:
     if reply.status == "failed" or limit == cell.max_latency:
         return reply
     if reply.status == "planned":
-        kept = limit is None or all(one.plan.predictions.latency_s <= limit for one in reply.plans)
+        kept = limit is None or latency(reply.plans, serial=cell.mix.serial) <= limit
         return reply if kept else None
     if cell.max_latency is None:
         return reply

@@ -16,7 +16,7 @@ from pydantic import Field
 from planner.choices import Options, Quantize, ScheduleChoice
 from planner.launch import limited
 from planner.pins import Pins, parse_pins
-from planner.study import Grid, MachineChoice, Study, Value, Variant, WorkloadChoice
+from planner.study import Grid, Study, Value, Variant, WorkloadChoice
 from simulator.errors import InputError
 from simulator.hardware import HardwareProfile
 from simulator.mix import BUCKETS, Mix, find_mix, lengths_mix, single_mix
@@ -28,6 +28,10 @@ from simulator.schema import Record, decode
 from simulator.workload import Workload
 
 _PACKAGES = ("simulator", "planner")
+#: Labels, on which no answer depends; the profile counts by the hash of its content.
+_NOT_ASKED: dict[str, Any] = dict.fromkeys(("machine", "variant", "swept", "hardware"), True) | {
+    "mix": {"name", "description", "source"}
+}
 
 
 class Cell(Record):
@@ -106,9 +110,8 @@ def _cells(grid: Grid, folder: Path) -> Iterator[Cell]:
 
 def _machines(grid: Grid, folder: Path) -> Iterator[dict[str, Any]]:
     """List the machines of a grid, each as the fields of a cell that are about it."""
-    for chosen in grid.machine:
-        machine = chosen if isinstance(chosen, MachineChoice) else MachineChoice(hw=chosen)
-        path = str(folder / machine.hw) if (folder / machine.hw).is_file() else machine.hw
+    for machine in grid.machine:
+        path = _beside(folder, machine.hw)
         for variant in grid.variant or (None,):
             for values in itertools.product(*grid.sweep.values()):
                 swept = {name: _text(value) for name, value in zip(grid.sweep, values, strict=True)}
@@ -128,26 +131,36 @@ def _text(value: Value) -> str:
 
 
 def _model(name: str, folder: Path) -> ModelSpec:
-    return load_model(str(folder / name) if (folder / name).is_file() else name)
+    config = f"{name}/config.json"
+    found = _beside(folder, config)
+    return load_model(_beside(folder, name) if found == config else found)
 
 
-def _mix(choice: str | WorkloadChoice, folder: Path) -> Mix:
+def _beside(folder: Path, name: str) -> str:
+    """Give the path of a file in a folder, or the name as it is where there is no such file."""
+    try:
+        return str(folder / name) if (folder / name).is_file() else name
+    except OSError:  # a name too long for a file
+        return name
+
+
+def _mix(choice: WorkloadChoice, folder: Path) -> Mix:
     """Read a workload.
 
     Raises:
-        InputError: it has both lengths and a file of lengths, or neither.
+        InputError: it is said in several ways (a preset, lengths, a file of lengths), or in none.
     """
-    if isinstance(choice, str):
-        return find_mix(choice, folder)
     lengths = choice.model_dump(
         include={"prompt_len", "gen_len", "shared_prefix", "num_prompts"}, exclude_defaults=True
     )
-    if (choice.lengths is None) == (not lengths):
-        raise InputError("workload: give either lengths, a file, or prompt_len and gen_len")
+    if sum([choice.preset is not None, choice.lengths is not None, bool(lengths)]) != 1:
+        raise InputError("workload: give one of preset, lengths (a file), or prompt_len and gen_len")
+    if choice.buckets is not None and choice.lengths is None:
+        raise InputError("workload.buckets: only a file of lengths is divided into parts; drop it")
     if choice.lengths is not None:
         mix = lengths_mix(folder / choice.lengths, choice.buckets or BUCKETS)
-    elif choice.buckets is not None:
-        raise InputError("workload.buckets: only a file of lengths is divided into parts; drop it")
+    elif choice.preset is not None:
+        mix = find_mix(choice.preset, folder)
     else:
         mix = single_mix(decode(Workload, lengths, "workload"))
     return mix.model_copy(update={"name": choice.name}) if choice.name else mix
@@ -155,7 +168,7 @@ def _mix(choice: str | WorkloadChoice, folder: Path) -> Mix:
 
 def cell_key(cell: Cell) -> str:
     """Name a cell by its content: all that its answer depends on, this program included. 32 hexadecimals."""
-    asked = cell.model_dump(mode="json", exclude={"machine", "variant", "swept", "hardware"})
+    asked = cell.model_dump(mode="json", exclude=_NOT_ASKED)
     text = json.dumps([program_hash(), cell.hardware.content_hash, asked], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -25,6 +25,15 @@ def study_charts(study: Study, table: Table) -> tuple[Chart, ...]:
     return tuple(chart_of(choice, table) for choice in choices)
 
 
+def named_columns(study: Study) -> set[str]:
+    """List the columns that a study's charts name."""
+    named = set()
+    for choice in study.charts:
+        named |= {choice.x, choice.y, *(choice.series or ()), *choice.where}
+        named |= {choice.z} if choice.kind == "heatmap" else set()
+    return named
+
+
 def suggested(table: Table) -> Iterable[ChartChoice]:
     """Suggest throughput over latency, over every swept figure, and cost by machine."""
     yield ChartChoice(title="Throughput and latency", kind="points", x="latency_s", x_log=True, y_log=True)
@@ -132,6 +141,7 @@ def _series(name: str, rows: Sequence[Row], x: Column, y: Column, kind: str) -> 
 
 def _rows_of_map(choice: ChartChoice, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Lay the values of z out over two columns; where a place has several, the largest counts."""
+    rows = [row for row in rows if row.get(choice.x) is not None and row.get(choice.y) is not None]
     found: dict[tuple[str, str], Row] = {}
     for row in rows:
         place = (_name_of(row[choice.x]), _name_of(row[choice.y]))

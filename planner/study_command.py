@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Group
 from rich.table import Table as TextTable
 from rich.text import Text
 
@@ -16,10 +15,10 @@ from planner.asking import ADDRESS, BACKEND, JOBS, backend_of
 from planner.listings import FORMATS, console, echo_json
 from planner.study import read_study
 from planner.study_cells import expand
-from planner.study_charts import study_charts
-from planner.study_files import Findings, make_folder, write_findings
+from planner.study_charts import named_columns, study_charts
+from planner.study_files import Findings, check_format, make_folder, write_findings
 from planner.study_progress import answered
-from planner.study_rows import study_table
+from planner.study_rows import study_columns, study_table
 from planner.study_run import Store
 from planner.table import Row, Table
 from simulator.schema import read_text
@@ -69,14 +68,16 @@ def study(
     where = backend_of({"backend": backend, "address": address, "jobs": jobs})
     asked = read_study(study_file)
     cells = expand(asked, study_file.parent)
+    named = named_columns(asked)
+    for key in sorted(named):
+        Table(study_columns(cells), ()).column(key)  # what is misspelt is found out before the work
+    check_format(kind)
     folder = out or study_file.with_suffix("")
     make_folder(folder, read_text(study_file))
     answers = answered(cells, Store(folder), where, quiet=output == "json")
-    table = study_table(cells, answers, asked.economics)
+    table = study_table(cells, answers, asked.economics, named)
     findings = Findings(title=asked.name, description=asked.description, columns=table.columns)
-    path = write_findings(
-        findings, table.rows, folder, kind
-    )  # first, as a chart may turn out to be impossible
+    path = write_findings(findings, table.rows, folder, kind)  # now, as a chart may turn out impossible
     findings = findings.model_copy(update={"charts": study_charts(asked, table)})
     write_findings(findings, table.rows, folder, kind)
     if output == "json":
@@ -122,16 +123,3 @@ def _said(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _progress(quiet: bool) -> Progress:
-    """Show how many cells have an answer, and how long the others will take."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("cells,"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(stderr=True),
-        disable=quiet,
-    )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from planner.costs import Running
 from planner.plan import Plan
-from planner.study_answer import PartPlan
+from planner.study_answer import PartPlan, latency
 from planner.table import Column, Entry
 from planner.words import LANE_WORDS
 from simulator.hardware import LANES, TIERS, LaneName, TierName
@@ -49,10 +49,7 @@ class Planned:
     @property
     def latency(self) -> float:
         """The longest latency of a part; of a chain of calls, that of all together. [s]"""
-        times = [one.plan.predictions.latency_s for one in self.plans]
-        if not self.serial:
-            return max(times)
-        return sum(one.part.count * time for one, time in zip(self.plans, times, strict=True))
+        return latency(self.plans, serial=self.serial)
 
 
 def _seconds(one: PartPlan, tok_s: float) -> float:
@@ -230,5 +227,5 @@ def _policies() -> list[Figure]:
         Figure("attention_on_cpu", "attention on the CPU", "", _on_cpu),
         Figure("weight_bits", "bits of weights", "", _policy("weight_bits")),
         Figure("cache_bits", "bits of cache", "", _policy("cache_bits")),
-        Figure("pinned", "pinned memory", None, _policy("pinned")),
+        Figure("pinned", "host memory", None, lambda f: "pinned" if f.main.policy.pinned else "pageable"),
     ]

@@ -8,6 +8,7 @@ answers/KEY.json                 the plans of a cell; the column ``answer`` of i
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,16 @@ class Findings(Record):
     description: str
     charts: tuple[Chart, ...] = ()
     columns: tuple[Column, ...]
+
+
+def check_format(kind: TableFormat) -> None:
+    """Find out whether tables of a kind can be written here.
+
+    Raises:
+        InputError: what writes it is not installed.
+    """
+    if kind == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise InputError("--table parquet: it needs pyarrow; pip install 'offload-planner[parquet]'")
 
 
 def make_folder(folder: Path, definition: str | None = None) -> None:
@@ -91,12 +102,19 @@ def read_findings(folder: Path) -> tuple[Findings, list[Row]]:
         if path.suffix == ".parquet":
             frame = pandas.read_parquet(path)
         else:
-            text = {column.key: "string" for column in findings.columns if column.kind == "text"}
-            frame = pandas.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+            frame = pandas.read_csv(path, dtype="string", keep_default_na=False, na_values=[""])
+            for column in findings.columns:
+                if column.kind == "number":
+                    frame[column.key] = frame[column.key].map(_number, na_action="ignore").astype(object)
         frame = frame[[column.key for column in findings.columns]]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ImportError, ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(one_line(f"{path}: not the table of a study ({error!r})")) from None
     return findings, [{key: _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _number(text: str) -> float:
+    """Read a number to its last digit, a whole one as such."""
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 def _plain(value: Any) -> Any:

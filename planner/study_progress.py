@@ -18,7 +18,7 @@ def answered(cells: Sequence[Cell], store: Store, backend: Backend, *, quiet: bo
     Raises:
         PlannerError: see :func:`planner.study_run.run_cells`.
     """
-    with _progress(quiet) as shown:
+    with _progress(quiet or not cells) as shown:
         task = shown.add_task("planning", total=len(cells))
 
         def tell(done: int, total: int) -> None:

@@ -6,8 +6,9 @@ that of the part that takes most of the time.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from planner.costs import Economics, running_cost
 from planner.study_answer import Answer
@@ -18,22 +19,31 @@ from planner.table import Column, Row, Table
 #: The column that names the file of a cell's answer.
 KEY = "answer"
 
-_QUANTITY = re.compile(r"\s*(x?)\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*([A-Za-z/$][\w/$]*)?\s*", re.ASCII)
+_QUANTITY = re.compile(
+    r"\s*(x?)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z/$][\w/$]*)?\s*", re.ASCII
+)
 
 
-def study_table(cells: Sequence[Cell], answers: Iterable[Answer], economics: Economics) -> Table:
-    """Write one row for every cell, numbered from 0; answers are read one by one."""
+def study_columns(cells: Sequence[Cell]) -> tuple[Column, ...]:
+    """List the columns that the table of these cells may have."""
+    return (*_asked_columns(_swept(cells).values()), *_answer_columns())
+
+
+def study_table(
+    cells: Sequence[Cell], answers: Iterable[Answer], economics: Economics, named: Collection[str] = ()
+) -> Table:
+    """Write one row for every cell, numbered from 0; answers are read one by one.
+
+    Columns without any entry are left out, unless they are among those ``named``.
+    """
     swept = _swept(cells)
     rows = tuple(
         _asked(number, cell, swept) | _answered(cell, reply, economics)
         for number, (cell, reply) in enumerate(zip(cells, answers, strict=True))
     )
-    columns = [*_asked_columns(swept.values()), *_answer_columns()]
-    kept = ("cell", "machine", "model", "workload", "status", "tok_s", "latency_s")
-    return Table(
-        tuple(each for each in columns if each.key in kept or _is_used(each.key, rows)),
-        rows,
-    )
+    kept = {"cell", "machine", "model", "workload", "status", "tok_s", "latency_s", *named}
+    columns = study_columns(cells)
+    return Table(tuple(each for each in columns if each.key in kept or _is_used(each.key, rows)), rows)
 
 
 def _is_used(key: str, rows: Sequence[Row]) -> bool:
@@ -107,7 +117,7 @@ def _quantity(text: str) -> tuple[float | None, str | None]:
     ((512.0, 'GiB'), (2.0, 'times'), (0.5, ''), (None, None))
     """
     match = _QUANTITY.fullmatch(text)
-    if match is None:
+    if match is None or not math.isfinite(float(match[2])):
         return None, None
     return float(match[2]), "times" if match[1] else match[3] or ""
 

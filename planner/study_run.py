@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _ANSWERS = "answers"
 _TRIES = 3
 #: Jobs that are given out at once where answers only come back together.
 _ROUND = 4
+_PORTS = 65535
+_PATIENCE = 10.0  # for a cluster to answer [s]
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,8 @@ def _ray(backend: Backend) -> Iterator[int]:
     import ray  # noqa: PLC0415 - only this backend needs it
     from ray.util.joblib import register_ray  # noqa: PLC0415
 
+    if backend.address not in (None, "auto", "local"):
+        _reach(backend.address or "")
     register_ray()
     started = not ray.is_initialized()
     if started:
@@ -216,6 +221,19 @@ def _ray(backend: Backend) -> Iterator[int]:
             ray.shutdown()
 
 
+def _reach(address: str) -> None:
+    """Try to connect: where nobody listens, ray itself goes on trying for minutes.
+
+    Raises:
+        OSError: nobody answers.
+        ValueError: no address.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal() or int(port) > _PORTS:
+        raise ValueError("expected HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+
+
 @contextlib.contextmanager
 def _dask(backend: Backend) -> Iterator[int]:
     from dask.distributed import Client, LocalCluster  # noqa: PLC0415 - only this backend needs it
@@ -225,5 +243,5 @@ def _dask(backend: Backend) -> Iterator[int]:
         if address is None:
             local = LocalCluster(n_workers=backend.jobs, threads_per_worker=1, dashboard_address=None)
             address = stack.enter_context(local)
-        client = stack.enter_context(Client(address, timeout="10s"))
+        client = stack.enter_context(Client(address, timeout=_PATIENCE))
         yield backend.jobs or sum(client.nthreads().values())

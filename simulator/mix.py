@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -24,6 +25,7 @@ from simulator.workload import Workload
 
 #: How many parts a distribution of lengths is divided into, unless the caller says otherwise.
 BUCKETS = 4
+_NAME = 80  # characters
 
 
 class Part(Record):
@@ -36,7 +38,7 @@ class Part(Record):
         tokens: what counts of the tokens of a sequence, where padding makes the lengths larger; None for all.
     """
 
-    name: str = Field(min_length=1, max_length=80)
+    name: str = Field(min_length=1, max_length=_NAME)
     count: Annotated[float, Field(gt=0.0, le=1e12)] = 1.0
     workload: Workload
     tokens: Annotated[float, Field(gt=0.0)] | None = None
@@ -54,7 +56,7 @@ class Mix(Record):
     is that of all calls together.
     """
 
-    name: str = Field(min_length=1, max_length=80)
+    name: str = Field(min_length=1, max_length=_NAME)
     description: str = ""
     source: Source | None = None
     serial: bool = False
@@ -109,14 +111,14 @@ def find_mix(name: str, beside: Path = Path()) -> Mix:
     """
     if name.endswith(".csv"):
         return lengths_mix(beside / name)
-    preset, _, part = name.partition("/")
+    preset, slash, part = name.partition("/")
     known = preset_names()
     if preset not in known:
         near = difflib.get_close_matches(preset, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"presets: {', '.join(known)}"
         raise InputError(one_line(f"workload: {shortened(name)} is neither a preset nor a .csv file; {hint}"))
     mix = decode(Mix, read_yaml(Path(str(_folder().joinpath(f"{preset}.yaml")))), f"workload {preset}")
-    return _one_part(mix, part) if part else mix
+    return _one_part(mix, part) if slash else mix
 
 
 def _one_part(mix: Mix, name: str) -> Mix:
@@ -148,25 +150,30 @@ def lengths_mix(path: Path, buckets: int = BUCKETS) -> Mix:
         for prompt_len, gen_len, count, tokens in bucketed(lengths, buckets)
     ]
     described = f"{sum(row.count for row in lengths):g} sequences of {path.name}, in {len(parts)} parts"
-    return Mix(name=path.stem, description=described, parts=tuple(parts))
+    return Mix(name=path.stem[:_NAME], description=described, parts=tuple(parts))
 
 
 def _read_lengths(path: Path) -> list[Lengths]:
     text = read_text(path).removeprefix("\ufeff")
-    lines = csv.DictReader(io.StringIO(text))
+    try:
+        return list(_lengths(csv.DictReader(io.StringIO(text)), path))
+    except csv.Error as error:
+        raise InputError(one_line(f"{path}: not a table ({error})")) from None
+
+
+def _lengths(lines: csv.DictReader[str], path: Path) -> Iterator[Lengths]:
     columns = {"prompt_len", "gen_len", "count"}
     given = set(lines.fieldnames or ())
     if not {"prompt_len", "gen_len"} <= given or given - columns:
         raise InputError(
             one_line(f"{path}: the header must be prompt_len,gen_len or prompt_len,gen_len,count")
         )
-    rows = []
+    line = None
     for line in lines:
         data = {name: _number(value) for name, value in line.items() if name in columns and value}
-        rows.append(decode(Lengths, data, one_line(f"{path}: line {lines.line_num}")))
-    if not rows:
+        yield decode(Lengths, data, one_line(f"{path}: line {lines.line_num}"))
+    if line is None:
         raise InputError(one_line(f"{path}: there is a header but no row below it; add rows"))
-    return rows
 
 
 def _number(text: str) -> object:

@@ -154,20 +154,29 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
         node = node[key]
     if not isinstance(node, dict) or isinstance(node.get(last), dict):
         raise InputError(one_line(f"--set {path}: this is a group of values; name one of them"))
+    if _FACTOR.fullmatch(text):
+        node[last] = _times(node.get(last), text[1:], f"--set {path}")
+        return data
     try:
-        node[last] = _times(node, last, text[1:]) if _FACTOR.fullmatch(text) else parse_yaml(text)
+        node[last] = parse_yaml(text)
     except (YAMLFault, ValueError):
         raise InputError(one_line(f"--set {path}: {shortened(text)} is not a value")) from None
     return data
 
 
-def _times(node: dict[str, Any], key: str, factor: str) -> Any:
+def _times(value: object, factor: str, where: str) -> Any:
     """Multiply a figure that is there.
 
     Raises:
-        ValueError: it is not there, or no number.
+        InputError: it is not there, or no number.
     """
-    return parse_yaml(multiplied(str(node.get(key)), factor.strip()))
+    try:
+        return parse_yaml(multiplied(str(value), factor.strip()))
+    except (YAMLFault, ValueError):
+        shown = "not there" if value is None else shortened(value)
+        raise InputError(
+            one_line(f"{where}: only a number can be multiplied, and this is {shown}; write the value out")
+        ) from None
 
 
 def _no_such_key(node: object, key: str, above: list[str]) -> str:

@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "executor": {"executor", "planner", "simulator"},
 }
 ONLY_IN = {"pulp": "planner", "highspy": "planner", "torch": "executor"}
-NOT_FOR_PLANNING = {"scipy", "pandas", "torch", "transformers"}
-SLOW = {"matplotlib", "plotly"}  # loaded inside the functions that draw
+NOT_FOR_PLANNING = {"scipy", "torch", "transformers"}
+#: Loaded inside the functions that draw, write tables or start workers.
+SLOW = {"matplotlib", "plotly", "pandas", "pyarrow", "joblib", "ray", "dask", "distributed"}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
