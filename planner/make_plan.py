@@ -15,7 +15,7 @@ from planner.plan import Alternative, Machine, Plan, SearchStatistics, TierMemor
 from planner.prices import limits, prices
 from planner.problem import Problem, memory_limit
 from planner.program import Program
-from planner.search import SearchResult, preference, search
+from planner.search import FAMILY_RANGE, SearchResult, preference, search
 from planner.uncertainty import throughput_range
 from planner.within import Fitting
 from simulator.errors import InfeasibleError, InputError, PlannerError
@@ -70,15 +70,27 @@ def make_plan(request: Request) -> Plan:
 
 
 def _fitted(request: Request, result: SearchResult, tried: list[Evaluated], limit: float) -> list[Evaluated]:
-    """Fit blocks to a limit by simulation, unless the limit plainly does not bind the best that there is."""
+    """Fit blocks to a limit by simulation, unless the limit plainly does not bind the best that there is.
+
+    Near the least latency the program promises more of staggered admissions than they keep, and the search
+    has not pursued zig-zag then; so that is tried too.
+    """
     best = max(tried, key=lambda one: one.prediction.throughput_tok_s)
     if best.prediction.latency_s <= _LOOSE * limit:
         return []
-    solver = Solver(replace(request.problem, max_latency=None), request.options)
-    fitting = Fitting(solver, limit, dict(request.options.pins.values))
-    found = fitting.around(tried)
+    problem, options = request.problem, request.options
+    solver = Solver(replace(problem, max_latency=None), options)
+    fitting = Fitting(solver, limit, dict(options.pins.values))
+    fitting.around(tried)
+    free = options.schedule == "auto" and options.pins.get("stagger") is None
+    if free and "zigzag" in problem.runtime.schedules and fitting.best < FAMILY_RANGE * result.bound_tok_s:
+        zigzag = search(problem, replace(options, schedule="zigzag"))
+        some = _evaluated(problem, zigzag, zigzag.candidates[:_SIMULATED], dict(options.pins.values))
+        fitting.around(some)
+        fitting.found += some
+        solver.programs += zigzag.solver.programs
     result.solver.programs += solver.programs
-    return found
+    return fitting.found
 
 
 def _check_workload(problem: Problem) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from planner.costs import Running
 from planner.plan import Plan
-from planner.study_answer import PartPlan, latency
+from planner.study_answer import PartPlan, latency, seconds
 from planner.table import Column, Entry
 from planner.words import LANE_WORDS
 from simulator.hardware import LANES, TIERS, LaneName, TierName
@@ -29,7 +29,7 @@ class Planned:
     @property
     def seconds(self) -> list[float]:
         """Time that each part takes. [s]"""
-        return [_seconds(one, one.plan.predictions.throughput_tok_s) for one in self.plans]
+        return [seconds(one, one.plan.predictions.throughput_tok_s) for one in self.plans]
 
     @property
     def main(self) -> Plan:
@@ -39,7 +39,7 @@ class Planned:
     def rate(self, of: Callable[[Plan], float]) -> float:
         """Join a rate of the parts: all tokens that count over the sum of the parts' times. [tok/s]"""
         tokens = sum(one.part.count * one.part.counted_tokens for one in self.plans)
-        return tokens / sum(_seconds(one, of(one.plan)) for one in self.plans)
+        return tokens / sum(seconds(one, of(one.plan)) for one in self.plans)
 
     @property
     def tok_s(self) -> float:
@@ -50,10 +50,6 @@ class Planned:
     def latency(self) -> float:
         """The longest latency of a part; of a chain of calls, that of all together. [s]"""
         return latency(self.plans, serial=self.serial)
-
-
-def _seconds(one: PartPlan, tok_s: float) -> float:
-    return one.part.count * one.part.workload.counted_tokens / tok_s
 
 
 def binding(plan: Plan) -> tuple[str, float]:

@@ -46,28 +46,29 @@ class Fitting:
     found: list[Evaluated] = field(default_factory=list)
     slope: float = 0.0
 
-    def around(self, tried: list[Evaluated]) -> list[Evaluated]:
-        """Fit plans like those that were tried, the most promising kinds first; give all that was played."""
+    @property
+    def best(self) -> float:
+        """Give the best throughput within the limit so far, 0 for none. [tok/s]"""
+        kept = (one.prediction for one in self.found if one.prediction.latency_s <= self.limit)
+        return max((seen.throughput_tok_s for seen in kept), default=0.0)
+
+    def around(self, tried: list[Evaluated]) -> None:
+        """Fit plans like those that were tried, the most promising kinds first."""
         kinds: dict[object, Candidate] = {}
         for one in sorted(tried, key=self._promise, reverse=True):
             each = one.candidate
             kinds.setdefault((each.outer.shape, each.policy.stagger, each.outer.pins), each)
-        best = 0.0
         for each in list(kinds.values())[:_KINDS]:
-            if each.effective_tok_s > best:  # of its kind no plan within the limit is faster
-                best = max(best, self._climb(each))
-        return self.found
+            if each.effective_tok_s > self.best:  # of its kind no plan within the limit is faster
+                self._climb(each)
 
     def _promise(self, one: Evaluated) -> float:
         """Estimate the throughput of a plan whose block is made as small as the limit asks. [tok/s]"""
         seen = one.prediction
         return seen.throughput_tok_s * min(1.0, self.limit / seen.latency_s)
 
-    def _climb(self, start: Candidate) -> float:
-        """Try larger group sizes than a candidate's, or else smaller ones, while they are better.
-
-        Gives the best throughput within the limit, 0 for none. [tok/s]
-        """
+    def _climb(self, start: Candidate) -> None:
+        """Try larger group sizes than a candidate's, or else smaller ones, while they are better."""
         sizes = group_sizes(self.solver.problem, self.solver.options, start.outer)
         at = min(range(len(sizes)), key=lambda i: abs(sizes[i] - start.policy.gpu_batch))
         best, block = self._fitted(start.outer, sizes[at], start.policy.block)
@@ -81,7 +82,6 @@ class Fitting:
                 best, block, index = max(best, value), fitted, index + step
             if best > top:  # it has one peak
                 break
-        return best
 
     def _fitted(self, outer: Outer, size: int, block: int) -> tuple[float, int]:
         """Fit the block for one group size, by the secant through what was played.

@@ -1,13 +1,15 @@
 """Run the commands of the documents again and paste what they print: ``python tools/write_outputs.py``.
 
 A block of ``sh`` whose lines are ``planner`` commands, followed by a block of ``text``, is a command with its
-output. The commands of a page run in one empty folder, in order, on a terminal of 110 columns.
+output. The commands of a page run in one empty folder, in order, on a terminal of 110 columns. Pictures that
+they draw there go to ``docs/studies``. Pages may be named: ``python -m tools.write_outputs docs/study.md``.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +17,8 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("docs/tour.md",)
+PAGES = ("docs/tour.md", "docs/study.md")
+PICTURES = ROOT / "docs" / "studies"
 WIDTH = 110
 _PAIR = re.compile(r"```sh\n(planner .*?)```\n\n```text\n.*?```\n", re.DOTALL)
 
@@ -35,7 +38,7 @@ def output(command: str, folder: str) -> str:
 
 def main() -> None:
     """Refresh every page."""
-    for name in PAGES:
+    for name in sys.argv[1:] or PAGES:
         page = ROOT / name
         with tempfile.TemporaryDirectory() as folder:
 
@@ -43,6 +46,8 @@ def main() -> None:
                 return f"```sh\n{found[1]}```\n\n```text\n{output(found[1], folder)}\n```\n"
 
             page.write_text(_PAIR.sub(pair, page.read_text(encoding="utf-8")), encoding="utf-8")
+            for picture in Path(folder).glob("*.png"):
+                shutil.copy(picture, PICTURES)
 
 
 if __name__ == "__main__":
