@@ -11,19 +11,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
-from planner.blocks import Candidate, Solver, candidate_of, polished
+from planner.blocks import Solver, candidate_of, polished
 from planner.choices import group_sizes, one_group, unit_of
 from planner.evaluate import Evaluated, evaluate
 from planner.problem import Outer
+from simulator.simulate import Prediction
 
 #: Kinds of plans (bits, schedule, homes) that are fitted.
-_KINDS = 3
+_KINDS = 2
 #: Blocks that are simulated for one group size.
 _STEPS = 4
 #: An estimate that misses the next whole block by this share of it is worth a try of that.
 _NEARLY = 0.2
-#: A group size that is this near to the best may have missed it by the whole groups that a block has.
-_CLOSE = 0.97
 #: A block that uses this much of the limit is not made larger.
 _FULL = 0.98
 
@@ -54,43 +53,50 @@ class Fitting:
 
     def around(self, tried: list[Evaluated]) -> None:
         """Fit plans like those that were tried, the most promising kinds first."""
-        kinds: dict[object, Candidate] = {}
+        kinds: dict[object, Evaluated] = {}
         for one in sorted(tried, key=self._promise, reverse=True):
-            each = one.candidate
-            kinds.setdefault((each.outer.shape, each.policy.stagger, each.outer.pins), each)
-        for each in list(kinds.values())[:_KINDS]:
-            if each.effective_tok_s > self.best:  # of its kind no plan within the limit is faster
-                self._climb(each)
+            outer = one.candidate.outer
+            kinds.setdefault((outer.shape, outer.stagger, outer.pins), one)
+        for one in list(kinds.values())[:_KINDS]:
+            if one.candidate.effective_tok_s > self.best:  # of its kind no plan within the limit is faster
+                self._climb(one)
 
     def _promise(self, one: Evaluated) -> float:
         """Estimate the throughput of a plan whose block is made as small as the limit asks. [tok/s]"""
         seen = one.prediction
         return seen.throughput_tok_s * min(1.0, self.limit / seen.latency_s)
 
-    def _climb(self, start: Candidate) -> None:
-        """Try larger group sizes than a candidate's, or else smaller ones, while they are better."""
-        sizes = group_sizes(self.solver.problem, self.solver.options, start.outer)
-        at = min(range(len(sizes)), key=lambda i: abs(sizes[i] - start.policy.gpu_batch))
-        best, block = self._fitted(start.outer, sizes[at], start.policy.block)
+    def _climb(self, start: Evaluated) -> None:
+        """Try larger group sizes than a plan's, or else smaller ones, while they are better."""
+        outer, policy = start.candidate.outer, start.placed.policy
+        sizes = group_sizes(self.solver.problem, self.solver.options, outer)
+        at = min(range(len(sizes)), key=lambda i: abs(sizes[i] - policy.gpu_batch))
+        best, block = self._fitted(outer, policy.gpu_batch, policy.block, start.prediction)
         for step in (1, -1):
             index, top = at + step, best
             while 0 <= index < len(sizes):
-                value, fitted = self._fitted(start.outer, sizes[index], block)
+                value, fitted = self._fitted(outer, sizes[index], block)
                 # Where nothing keeps the limit yet, smaller groups may.
-                if value < _CLOSE * best or (value == 0.0 and step > 0):
+                if value <= best and not (value == best == 0.0 and step < 0):
                     break
-                best, block, index = max(best, value), fitted, index + step
+                best, block, index = value, fitted, index + step
             if best > top:  # it has one peak
                 break
 
-    def _fitted(self, outer: Outer, size: int, block: int) -> tuple[float, int]:
+    def _fitted(
+        self, outer: Outer, size: int, block: int, seen: Prediction | None = None
+    ) -> tuple[float, int]:
         """Fit the block for one group size, by the secant through what was played.
 
-        Gives the best throughput within the limit and its block; 0 and the given one if there is none.
+        ``seen`` is what the simulation said of the given block, if it was played. Gives the best throughput
+        within the limit and its block; 0 and the given one if there is none.
         """
         outer = replace(outer, gpu_batch=size, smallest_batch=None)
         best = (0.0, block)
         played: dict[int, float] = {}
+        if seen is not None:
+            played[block] = seen.latency_s
+            best = (seen.throughput_tok_s if seen.latency_s <= self.limit else 0.0, block)
         for aim in self._blocks(outer, block, played):
             one = self._played(outer, aim)
             if one is None:
@@ -106,11 +112,13 @@ class Fitting:
         unit = unit_of(self.solver.problem, outer)
         fixed = self.solver.options.pins.get("num_groups")
         if fixed is not None or one_group(self.solver.problem, self.solver.options):
-            yield outer.gpu_batch * (fixed or 1)
+            if not played:
+                yield outer.gpu_batch * (fixed or 1)
             return
         aim = max(1, block // unit) * unit
         for _ in range(_STEPS):
-            yield aim
+            if aim not in played:
+                yield aim
             if not played:
                 return
             aim = max(1, int(self._crossing(played) / unit + _NEARLY)) * unit
