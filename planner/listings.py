@@ -10,6 +10,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
+from planner.costs import Economics, running_cost
 from planner.hardware_diff import compare_profiles, report
 from simulator.hardware import TIERS
 from simulator.model import ModelSpec
@@ -53,10 +54,10 @@ def hardware(context: click.Context, output: str) -> None:
             no_wrap=name not in ("GPU", "CPU"),
         )
     for profile in profiles:
-        rent = f"{profile.cost.rent:.2f}" if profile.cost and profile.cost.rent else "-"
+        hourly = running_cost(profile.cost, Economics()).usd_per_hour
         sizes = [f"{profile.tiers[tier].capacity / GIB:,.0f} GiB" for tier in TIERS]
         engines = [profile.engines[engine].name for engine in ("gpu", "cpu")]
-        table.add_row(profile.name, *sizes, rent, *engines)
+        table.add_row(profile.name, *sizes, f"{hourly:.2f}" if hourly else "-", *engines)
     console().print(table)
 
 

@@ -143,8 +143,7 @@ class Engine(Record):
 
         The model's own type if the engine has it, else the other 16-bit type, else float32.
         """
-        choices = (dtype, *_SIXTEEN_BIT, "float32", *self.matmul)
-        return next(choice for choice in choices if choice in self.matmul)
+        return next(each for each in (dtype, *_SIXTEEN_BIT, "float32", *self.matmul) if each in self.matmul)
 
 
 class HostLink(Record):
@@ -273,8 +272,7 @@ class HardwareProfile(Record):
 
     def to_yaml(self) -> str:
         """Write the profile as YAML that reads back into an equal profile."""
-        data = self.model_dump(mode="json", exclude_none=True)
-        return yaml.safe_dump(data, sort_keys=False, width=110)
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, width=110)
 
     def source_kinds(self) -> list[SourceKind]:
         """List the kinds of sources that the profile's figures rest on."""

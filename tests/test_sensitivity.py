@@ -28,6 +28,7 @@ from planner.sensitivity_charts import heat_map, tornado, uncertain
 from planner.study_answer import Answer, answer
 from planner.study_cells import Cell, cell_key
 from planner.study_files import read_findings
+from planner.words import LANE_WORDS
 from simulator.errors import InputError
 from simulator.profiles import load_profile
 from tests.calibrated import CALIBRATED
@@ -129,7 +130,7 @@ def test_changes_are_those_of_the_machine() -> None:
             one = changed(BASE, {figure: factor})
             assert figure.value(one.hardware) == pytest.approx(figure.value(BASE.hardware) * factor)
             assert one.hardware == load_profile("t4-16", one.overrides)
-            assert list(one.swept) == [figure.name]
+            assert one.variant == f"{factor:.3g} x {LANE_WORDS.get(figure.name, figure.name)}"
     link = next(each for each in known if each.name == "h2d")
     peak = BASE.hardware.links.h2d.peak
     assert changed(BASE, {link: 2.0}).hardware.links.h2d.peak == 2 * peak

@@ -531,8 +531,8 @@ def test_every_figure_is_that_of_the_plan() -> None:
         "program_tok_s": bounds["lp_tok_s"],
         "ceiling_tok_s": bounds["ceiling_tok_s"],
         "ceiling_bound_by": bounds["ceiling_bound_by"],
-        "io_bytes": bounds["io_bytes"],
-        "io_lower_bound_bytes": bounds["io_lower_bound_bytes"],
+        "io_gb": bounds["io_bytes"] / 1e9,
+        "io_least_gb": bounds["io_lower_bound_bytes"] / 1e9,
         "plan_schedule": data["schedule"],
         "block": policy["gpu_batch"] * policy["num_groups"],
         "attention_on_cpu": policy["cache"]["cpu"] * policy["cpu_attention"]["cpu"]
@@ -704,8 +704,8 @@ def test_a_heat_map_by_hand() -> None:
     choice = ChartChoice(title="t", kind="heatmap", x="tiers.cpu.capacity", y="machine")
     chart = chart_of(choice, sample())
     assert [(one.name, one.x, one.y, one.cells) for one in chart.series] == [
-        ("small", (64.0, 16.0, 32.0), (64.0, None, 32.0), (0, 1, 2)),
-        ("large", (64.0, 16.0, 32.0), (640.0, 160.0, 320.0), (3, 4, 5)),
+        ("small", ("64", "16", "32"), (64.0, None, 32.0), (0, 1, 2)),
+        ("large", ("64", "16", "32"), (640.0, 160.0, 320.0), (3, 4, 5)),
     ]
     both = chart_of(choice.model_copy(update={"x": "model"}), sample())
     assert [one.y for one in both.series] == [(64.0,), (640.0,)]
