@@ -73,12 +73,14 @@ def frontier(bases: Sequence[Cell], points: int, ask: Ask) -> Frontier:
     """Find the frontier of every base, a cell without a limit, at about so many limits of latency.
 
     Limits are spread evenly, on a logarithmic scale, between what the fastest plan takes and the least that
-    the program reaches for the smallest block.
+    the program reaches for the smallest block; where runs of the engine were published, what these took is a
+    limit too.
     """
-    unlimited = ask(bases)
+    unlimited, measured = ask(bases), _published(bases)
     cells, owners = list(bases), list(range(len(bases)))
     for owner, (base, reply) in enumerate(zip(bases, unlimited, strict=True)):
-        limited = [base.model_copy(update={"max_latency": each}) for each in _limits(base, reply, points)]
+        limits = [*_limits(base, reply, points), *_measured_limits(base, reply, measured)]
+        limited = [base.model_copy(update={"max_latency": each}) for each in dict.fromkeys(limits)]
         cells += limited
         owners += [owner] * len(limited)
     answers = [*unlimited, *ask(cells[len(bases) :])]
@@ -90,7 +92,7 @@ def frontier(bases: Sequence[Cell], points: int, ask: Ask) -> Frontier:
             if whose == owner and answers[number].plans
         ]
         curves.append(Curve(_name(base, bases), tuple(undominated(found)), unlimited[owner].reason))
-    return Frontier(tuple(curves), tuple(cells), tuple(answers), tuple(_published(bases)))
+    return Frontier(tuple(curves), tuple(cells), tuple(answers), tuple(measured))
 
 
 def _limits(base: Cell, reply: Answer, points: int) -> list[float]:
@@ -105,6 +107,15 @@ def _limits(base: Cell, reply: Answer, points: int) -> list[float]:
         return []
     spread = np.geomspace(least * 1.02, longest, points)[:-1]
     return [float(f"{limit:.4g}") for limit in spread if limit < longest]
+
+
+def _measured_limits(base: Cell, reply: Answer, measured: Sequence[Published]) -> list[float]:
+    """Give what measured runs of the engine took, so that a plan stands right beside each. [s]"""
+    if not reply.plans:
+        return []
+    longest = reply.plans[0].plan.predictions.latency_s
+    times = [run.latency for run in measured if run.engine == base.runtime.name]
+    return [float(f"{time:.4g}") for time in times if time < longest]
 
 
 def undominated(points: Sequence[Point]) -> list[Point]:

@@ -10,6 +10,7 @@ from rich.table import Table as TextTable
 from rich.text import Text
 
 from planner.asking import RUNTIMES, Asking, asking, cell_of, mix_of
+from planner.charts import number
 from planner.costs import Economics, running_cost
 from planner.frontier import Curve, Frontier, Point, frontier, frontier_chart
 from planner.listings import console, echo_json
@@ -142,7 +143,7 @@ def _table(curve: Curve, cells: tuple[Cell, ...]) -> TextTable:
         table.add_row(
             duration(point.latency),
             f"{point.tok_s:.4g}",
-            f"{cost:.3g}" if cost is not None else "-",
+            number(cost),
             point.plan.schedule + (f" /{policy.stagger}" if point.plan.schedule == "diagonal" else ""),
             f"{policy.num_groups} x {policy.gpu_batch}",
             split(policy.weights, policy.weight_bits),

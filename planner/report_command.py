@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.progress import track
 
 from planner.chart_page import PageData, page
 from planner.chart_picture import draw
@@ -23,7 +24,8 @@ from simulator.errors import InputError
 from simulator.units import one_line
 
 #: Rows whose timelines are on the page unless the user says otherwise: they are the larger part of it.
-_TIMELINES = 40
+_TIMELINES = 200
+_SPANS = 800  # of a timeline: some 25 kB
 _WIDTH = 110
 #: The page numbers rows itself.
 _HIDDEN = ("cell", KEY)
@@ -73,8 +75,7 @@ def report(
     planner report study --out page.html --pictures figures --kind svg
     """  # noqa: D301 - click reads the escape
     findings, rows = read_findings(folder)
-    with Console(stderr=True).status("reading plans"):
-        plans, lines = _details(findings, rows, Store(folder), timelines)
+    plans, lines = _details(findings, rows, Store(folder), timelines)
     same = _same(findings, rows)
     shown = PageData(
         title=findings.title,
@@ -84,7 +85,7 @@ def report(
         rows=tuple({key: value for key, value in row.items() if key not in _HIDDEN} for row in rows),
         plans=plans,
         timelines=lines,
-        notes=(f"In all rows: {', '.join(same.values())}.",) if same else (),
+        notes=tuple(_notes(same, len(lines), len(plans))),
     )
     path = out or folder / "report.html"
     _write(path, page(shown))
@@ -92,6 +93,14 @@ def report(
     if pictures is not None:
         for picture in _draw(findings, pictures, kinds):
             click.echo(one_line(f"written: {picture}"))
+
+
+def _notes(same: dict[str, str], lines: int, plans: int) -> Iterator[str]:
+    """Say what is alike in all rows, and which have no timeline."""
+    if same:
+        yield f"In all rows: {', '.join(same.values())}."
+    if lines < plans:
+        yield f"{lines} of {plans} plans have a timeline here; --timelines COUNT gives more."
 
 
 def _same(findings: Findings, rows: Sequence[Row]) -> dict[str, str]:
@@ -111,9 +120,8 @@ def _details(
     """Write the report of every plan, and the timelines of the rows that are looked at first."""
     chosen = set(_first(findings, rows)[:most])
     plans, lines = {}, {}
-    for number, row in enumerate(rows):
-        if row.get("status") != "planned":
-            continue
+    planned = [(number, row) for number, row in enumerate(rows) if row.get("status") == "planned"]
+    for number, row in track(planned, "reading plans", console=Console(stderr=True), transient=True):
         answer = store.read(str(row[KEY]))
         texts = []
         for one in answer.plans:
@@ -122,7 +130,7 @@ def _details(
         plans[number] = "\n\n".join(texts)
         if number in chosen:
             longest = max(answer.plans, key=lambda one: one.plan.predictions.latency_s)
-            lines[number] = timeline(longest.plan)
+            lines[number] = timeline(longest.plan, _SPANS)
     return plans, lines
 
 

@@ -12,7 +12,7 @@ from rich.table import Table as TextTable
 from rich.text import Text
 
 from planner.asking import Asking, asking, cell_of, mix_of
-from planner.charts import Chart, Series
+from planner.charts import Chart, Series, number
 from planner.costs import Economics
 from planner.listings import console, echo_json
 from planner.plan_command import MAX_LATENCY, RUNTIME, read_duration
@@ -238,14 +238,8 @@ def _table(sized: tuple[Sized, ...]) -> TextTable:
             f"{each.tok_s:.4g}",
             f"{100 * each.busy:.0f} %",
             duration(each.latency_s),
-            *(_number(value) for value in (each.usd_per_day, each.usd_per_million_tokens)),
-            f"{each.tokens_per_usd:,.0f}" if each.tokens_per_usd is not None else "-",
-            _number(each.joules_per_token),
+            *(number(value) for value in (each.usd_per_day, each.usd_per_million_tokens)),
+            number(each.tokens_per_usd),
+            number(each.joules_per_token),
         )
     return table
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

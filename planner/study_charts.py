@@ -103,19 +103,24 @@ def _grouped(rows: Iterable[Row], keys: Sequence[str], table: Table) -> list[tup
 
 def _name(values: Sequence[Entry], columns: Sequence[Column]) -> str:
     """Name a series by the values that it has in common."""
-    return ", ".join(_said(*pair) for pair in zip(values, columns, strict=True)) or "all"
+    return ", ".join(said(*pair) for pair in zip(values, columns, strict=True)) or "all"
 
 
 _PLAIN = ("machine", "variant", "model", "workload", "runtime")
 
 
-def _said(value: Entry, column: Column) -> str:
+def said(value: Entry, column: Column) -> str:
+    """Write what was asked in a column, so that it stands for itself.
+
+    >>> said(None, Column(key="max_latency_s", title="latency limit", unit="s"))
+    'no limit'
+    """
     if column.key == "max_latency_s":
         return "no limit" if value is None else f"at most {value:g} s"
     if column.key == "quantize":
         return {"none": "16 bits", "both": "4 bits"}.get(str(value), f"4 bits for {value}")
-    said = f"{value:g}" if isinstance(value, float) else str(value)
-    return said if column.key in _PLAIN else f"{column.title} {said} {column.unit}".rstrip()
+    text = _name_of(value)
+    return text if column.key in _PLAIN else f"{column.title} {text} {column.unit}".rstrip()
 
 
 def _series(name: str, rows: Sequence[Row], x: Column, y: Column, kind: str) -> dict[str, Any]:

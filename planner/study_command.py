@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from planner.asking import ADDRESS, BACKEND, JOBS, backend_of
 from planner.listings import FORMATS, console, echo_json
 from planner.study import read_study
 from planner.study_cells import expand
-from planner.study_charts import named_columns, study_charts
+from planner.study_charts import named_columns, said, study_charts
 from planner.study_files import Findings, check_format, make_folder, write_findings
 from planner.study_progress import answered
 from planner.study_rows import study_columns, study_table
@@ -88,6 +89,8 @@ def study(
     click.echo(one_line(f"a page with charts, table and plans: planner report {folder}"))
 
 
+#: Columns that stand elsewhere: the number of the row, and lengths, which the name of the work implies.
+_IMPLIED = ("cell", "prompt_len", "gen_len")
 #: Columns of the text table, if they vary or say something.
 _ALWAYS = ("tok_s", "latency_s", "usd_per_million_tokens", "bound_by")
 
@@ -107,19 +110,32 @@ def summary(name: str, table: Table) -> Group:
 
 
 def _rows(table: Table, rows: Sequence[Row]) -> TextTable:
-    asked = table.columns[: [column.key for column in table.columns].index("status")]
-    varied = [c for c in asked if c.key == "cell" or len({row.get(c.key) for row in table.rows}) > 1]
-    told = [c for c in table.columns if c.key in _ALWAYS]
+    asked = itertools.takewhile(lambda column: column.key != "status", table.columns)
+    varied = [
+        column
+        for column in asked
+        if column.key not in _IMPLIED and len({row.get(column.key) for row in table.rows}) > 1
+    ]
+    told = [column for column in table.columns if column.key in _ALWAYS]
     shown = TextTable(box=None, padding=(0, 2, 0, 0))
-    for column in (*varied, *told):
+    shown.add_column("cell", justify="right")
+    shown.add_column("asked")
+    for column in told:
         unit = f"\n{column.unit}" if column.unit else ""
-        shown.add_column(f"{column.title}{unit}", justify="left" if column.kind == "text" else "right")
+        shown.add_column(
+            f"{column.title}{unit}", justify="left" if column.kind == "text" else "right", no_wrap=True
+        )
     for row in rows:
-        shown.add_row(*(_said(row.get(column.key)) for column in (*varied, *told)))
+        words = ", ".join(
+            said(row[column.key], column)
+            for column in varied
+            if row.get(column.key) is not None or column.key == "max_latency_s"
+        )
+        shown.add_row(str(row["cell"]), words, *(_number(row.get(column.key)) for column in told))
     return shown
 
 
-def _said(value: object) -> str:
+def _number(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -37,5 +37,6 @@ def _progress(quiet: bool) -> Progress:
         TextColumn("cells,"),
         TimeRemainingColumn(elapsed_when_finished=True),
         console=Console(stderr=True),
+        transient=True,
         disable=quiet,
     )

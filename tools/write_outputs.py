@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("docs/tour.md", "docs/study.md")
 PICTURES = ROOT / "docs" / "studies"
 WIDTH = 110
-_PAIR = re.compile(r"```sh\n(planner .*?)```\n\n```text\n.*?```\n", re.DOTALL)
+_PAIR = re.compile(r"```sh\n(planner (?:(?!```).)*)```\n\n```text\n.*?```\n", re.DOTALL)
 
 
 def output(command: str, folder: str) -> str:

@@ -86,10 +86,10 @@ def four_bits_or_dram(rows: Rows) -> dict[str, str]:
         assert more is not None
         assert fewer is not None
         answers.append(
-            f"for {words}, twice the DRAM makes {more / base:.2f} times as many tokens, "
-            f"4 bits for weights and cache {fewer / base:.2f} times"
+            f"- {words}: with twice the 238 GiB of DRAM {more / base:.1f} times the throughput, with 4 bits "
+            f"for weights and cache {fewer / base:.1f} times"
         )
-    parts["a1"] = f"With 238 GiB as the start: {'; '.join(answers)}."
+    parts["a1"] = "\n".join(answers)
     return parts
 
 
@@ -101,7 +101,7 @@ def second_drives(rows: Rows) -> dict[str, str]:
     """Write the table and the answer of the second question."""
     rows = Rows(row for row in rows.rows if row["variant"] is not None)
     one, two = "one set of drives", "two sets of drives"
-    lines, pays, not_ = [], [], []
+    lines, pays = [], []
     for model in rows.values("model"):
         for workload in rows.values("workload"):
             for bits in ("none", "both"):
@@ -112,11 +112,12 @@ def second_drives(rows: Rows) -> dict[str, str]:
                     continue
                 saved = 100 * (1 - costs[1] / costs[0])
                 case = f"{model}, {_lengths(workload)}, {_BITS[bits].replace(' and cache', '/cache')}"
-                (pays if saved > 0.5 else not_).append(case)
+                pays += [case] * (saved > 0.5)
                 gain = f"{100 * (speeds[1] / speeds[0] - 1):+.1f} %"
                 lines.append([case, *map(said, speeds), gain, *map(said, costs), f"{-saved:+.1f} %"])
     heads = ["", "one set, tok/s", "two sets, tok/s", "gain", "one set, USD/Mtok", "two sets", "cost"]
-    answer = f"It pays for {'; '.join(pays)}. It does not for the other {len(not_)}."
+    listed = "\n".join(f"- {case}" for case in pays)
+    answer = f"It pays in {len(pays)} of these {len(lines)} cases:\n\n{listed}"
     return {"q2": markdown(heads, lines), "a2": answer}
 
 
@@ -145,14 +146,11 @@ def cheapest(rows: Rows) -> dict[str, str]:
                 for row in rows.where(max_latency_s=limit, quantize=bits).rows
                 if row.get("usd_per_million_tokens") is not None
             )
-            words = "without a limit" if limit is None else f"within {limit:g} s"
-            if not ranked:
-                answers.append(f"{words}, in {_BITS[bits]}, none of them can")
-                continue
-            (cost, name), *others = ranked
-            second = f", then {others[0][1]} at {said(others[0][0])}" if others else ""
-            answers.append(f"{words}, in {_BITS[bits]}, {name} at {said(cost)} USD{second}")
-    parts["a3"] = "Cheapest for a million tokens: " + "; ".join(answers) + "."
+            words = "no limit" if limit is None else f"{limit:g} s"
+            first, second = ([f"`{name}`, {said(cost)} USD" for cost, name in ranked] + ["-", "-"])[:2]
+            answers.append([f"{_BITS[bits]}, {words}", first, second, str(len(ranked))])
+    heads = ["", "cheapest", "runner-up", "machines that can"]
+    parts["a3"] = markdown(heads, answers)
     return parts
 
 
