@@ -189,7 +189,7 @@ def frontier_chart(found: Frontier) -> Chart:
         )
     return Chart(
         key="frontier",
-        title="Throughput against latency",
+        title=f"{found.cells[0].model.name}, {found.cells[0].mix.name}: throughput against latency",
         kind="line",
         x_label="latency, admission to last token [s]",
         y_label="throughput [tok/s]",
