@@ -30,13 +30,14 @@ def answered(cells: Sequence[Cell], store: Store, backend: Backend, *, quiet: bo
 
 def _progress(quiet: bool) -> Progress:
     """Show how many cells have an answer, and how long the others will take."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("cells,"),
         TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=quiet,
+        disable=quiet or not console.is_terminal,
     )

@@ -8,6 +8,7 @@ that helps.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -115,13 +116,15 @@ class Fitting:
             if not played:
                 yield outer.gpu_batch * (fixed or 1)
             return
-        aim = max(1, block // unit) * unit
+        prompts = self.solver.problem.workload.num_prompts
+        most = prompts // unit if prompts is not None else sys.maxsize
+        aim = max(1, min(block // unit, most)) * unit
         for _ in range(_STEPS):
             if aim not in played:
                 yield aim
             if not played:
                 return
-            aim = max(1, int(self._crossing(played) / unit + _NEARLY)) * unit
+            aim = max(1, min(int(self._crossing(played) / unit + _NEARLY), most)) * unit
             longest = max((size for size, time in played.items() if time <= self.limit), default=0)
             if aim in played or aim < longest or played.get(longest, 0.0) > _FULL * self.limit:
                 return

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from planner.study import read_study
 from planner.study_answer import Answer, answer_family, families
 from planner.study_cells import Cell, cell_key, expand
+from planner.study_charts import named_columns, study_charts
 from planner.study_files import read_findings
 from planner.study_rows import study_table
 from tools import write_study
@@ -71,3 +75,33 @@ def test_cells_planned_anew_are_those_of_the_table(asked: tuple[str, str, str, s
 
 def _names(cell: Cell) -> tuple[str, str, str, str]:
     return cell.machine, cell.model.name, cell.quantize, cell.mix.name
+
+
+def test_the_study_on_the_page(tmp_path: Path) -> None:
+    """The study that the page shows is one: its cells, and its chart from their table."""
+    text = write_study.PAGE.read_text(encoding="utf-8")
+    (tmp_path / "dram.yaml").write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    study = read_study(tmp_path / "dram.yaml")
+    cells = expand(study, tmp_path)
+    assert len(cells) == 2 * 2 * 3 * 2 * 2
+    replies = [Answer(status="infeasible", reason="made up")] * len(cells)
+    table = study_table(cells, replies, study.economics, named_columns(study))
+    (chart,) = study_charts(study, table)
+    assert [one.name for one in chart.series] == [
+        "t4-16, opt-30b",
+        "t4-16, opt-175b",
+        "a100-80, opt-30b",
+        "a100-80, opt-175b",
+    ]
+
+
+def test_the_python_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that the page shows runs as it stands, on a study of one cell."""
+    monkeypatch.chdir(tmp_path)
+    study = "name: one\ngrids: [{machine: rtx-4090, model: opt-6.7b, workload: alpaca}]\n"
+    (tmp_path / "dram.yaml").write_text(study, encoding="utf-8")
+    text = write_study.PAGE.read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)  # noqa: S102 - what the page shows
+    assert names["best"]["model"] == "opt-6.7b"
+    assert names["failed"] == {}
