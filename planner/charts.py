@@ -215,4 +215,5 @@ def log_ticks(values: Sequence[float], beyond: float = 1.0) -> list[float]:
         ]
         if len(ticks) >= 3:
             break
-    return ticks[:: -(-len(ticks) // _MOST_TICKS)] or [few[0], few[-1]]
+    # Between values that are nearly alike there is no round number.
+    return ticks[:: -(-len(ticks) // _MOST_TICKS)] if ticks else [few[0], few[-1]]

@@ -7,12 +7,16 @@ the cost model reads has a price, also where it enters non-linearly.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from planner.phases import rates_of
 from planner.problem import Outer, Problem, Solution
 from planner.program import Program
-from simulator.hardware import HardwareProfile
+from simulator.cost import Rates
+from simulator.hardware import HardwareProfile, LaneName
+from simulator.operations import OP, OPERATIONS
 from simulator.schema import Record
 from simulator.units import GB, GIB, TFLOP
 
@@ -29,7 +33,11 @@ class Price(Record):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a machine: its name in reports, its unit, how to read and how to change it."""
+    """A figure of a machine: its name in reports, its unit, how to read and how to change it.
+
+    Its value is that of the first path; the others change in proportion, such as the rates of single
+    operations that were measured on the same hardware.
+    """
 
     name: str
     unit: str
@@ -50,18 +58,19 @@ class Figure:
 
     def raised(self, hardware: HardwareProfile, amount: float) -> HardwareProfile:
         """Give the machine with the figure raised by an amount in SI units."""
+        value = self.value(hardware)
         for path in self.paths:
-            hardware = _raised(hardware, path, amount)
+            hardware = _changed(hardware, path, lambda now: now * (1.0 + amount / value) if value else amount)
         return hardware
 
 
-def _raised(node: Any, path: tuple[str, ...], amount: float) -> Any:
+def _changed(node: Any, path: tuple[str, ...], change: Callable[[float], float]) -> Any:
     if not path:
-        return node + amount
+        return change(node)
     key, rest = path[0], path[1:]
     if isinstance(node, dict):
-        return node | {key: _raised(node[key], rest, amount)}
-    return node.model_copy(update={key: _raised(getattr(node, key), rest, amount)})
+        return node | {key: _changed(node[key], rest, change)}
+    return node.model_copy(update={key: _changed(getattr(node, key), rest, change)})
 
 
 def figures(problem: Problem, outer: Outer) -> list[Figure]:
@@ -76,19 +85,33 @@ def figures(problem: Problem, outer: Outer) -> list[Figure]:
     ]
     if outer.pinned and hardware.tiers["cpu"].pinnable is not None:
         found[1] = Figure("cpu memory (pinned)", "GiB", GIB, (("tiers", "cpu", "pinnable"),))
+    rates = rates_of(problem, outer)
+    copies: tuple[tuple[LaneName, tuple[str, ...]], ...] = (
+        ("h2d", ("links", "h2d", host)),
+        ("d2h", ("links", "d2h", host)),
+        ("disk_read", ("links", "disk_read")),
+        ("disk_write", ("links", "disk_write")),
+    )
     found += [
-        Figure("h2d", "GB/s", GB, (("links", "h2d", host, "bandwidth"),)),
-        Figure("d2h", "GB/s", GB, (("links", "d2h", host, "bandwidth"),)),
-        Figure("disk_read", "GB/s", GB, (("links", "disk_read", "bandwidth"),)),
-        Figure("disk_write", "GB/s", GB, (("links", "disk_write", "bandwidth"),)),
-        Figure("gpu matrix products", "TFLOP/s", TFLOP, ((*gpu, "matmul", dtype, "flops"),)),
+        Figure(lane, "GB/s", GB, ((*link, "bandwidth"), *_measured_copies(rates, lane)))
+        for lane, link in copies
+    ]
+    products = _measured_kernels(rates, "gpu", "matmul", "flops")
+    moved = (
+        *_measured_kernels(rates, "gpu", "matmul", "bandwidth"),
+        *_measured_kernels(rates, "gpu", "attention", "bandwidth"),
+    )
+    attended = _measured_kernels(rates, "cpu", "attention", "bandwidth")
+    decoded = ("attention", "decode", "bandwidth")
+    found += [
+        Figure("gpu matrix products", "TFLOP/s", TFLOP, ((*gpu, "matmul", dtype, "flops"), *products)),
         Figure(
             "gpu memory bandwidth",
             "GB/s",
             GB,
-            tuple((*gpu, *path, "bandwidth") for path in (("matmul", dtype), ("attention", "decode"))),
+            ((*gpu, "matmul", dtype, "bandwidth"), (*gpu, *decoded), *moved),
         ),
-        Figure("cpu attention", "GB/s", GB, (("engines", "cpu", "attention", "decode", "bandwidth"),)),
+        Figure("cpu attention", "GB/s", GB, (("engines", "cpu", *decoded), *attended)),
     ]
     found += [
         Figure(name, "GB/s", GB, (("capacities", name, "bandwidth"),))
@@ -96,6 +119,22 @@ def figures(problem: Problem, outer: Outer) -> list[Figure]:
         if capacity.bandwidth is not None
     ]
     return found
+
+
+def _measured_kernels(rates: Rates, lane: LaneName, cost: str, rate: str) -> Iterator[tuple[str, ...]]:
+    """List the paths of a rate of the kernels of a lane, of those operations that were measured."""
+    engine = rates.hardware.engines["cpu" if lane == "cpu" else "gpu"]
+    dtype = engine.compute_dtype(rates.dtype)
+    for name in rates.measured.kernels.get(dtype, {}) if rates.measured else ():
+        if (OPERATIONS[OP[name]].lane, OPERATIONS[OP[name]].cost) == (lane, cost):
+            yield ("operations", "kernels", dtype, name, rate)
+
+
+def _measured_copies(rates: Rates, lane: LaneName) -> Iterator[tuple[str, ...]]:
+    """List the paths of the rates of the copies of a lane, of those operations that were measured."""
+    for name in rates.measured.transfers if rates.measured else ():
+        if (OPERATIONS[OP[name]].lane, OPERATIONS[OP[name]].cost) == (lane, "copy"):
+            yield ("operations", "transfers", name, "bandwidth")
 
 
 def prices(problem: Problem, outer: Outer, solution: Solution) -> list[Price]:

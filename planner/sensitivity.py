@@ -22,6 +22,7 @@ from planner.uncertainty import Cause
 from planner.words import LANE_WORDS
 from simulator.errors import InputError
 from simulator.layers import Shape
+from simulator.operations import OP, OPERATIONS
 from simulator.profiles import override_profile
 
 #: Answers cells, in their order.
@@ -196,16 +197,22 @@ def changes(figure: Figure, factor: float) -> tuple[str, ...]:
 
 def _peak(path: tuple[str, ...]) -> str | None:
     """Name the figure that bounds another one."""
+    peak = None
     match path:
         case ("links", lane, *_, "bandwidth"):
-            return f"links.{lane}.peak"
+            peak = f"links.{lane}.peak"
         case ("engines", engine, "matmul", dtype, "flops"):
-            return f"engines.{engine}.peak.flops.{dtype}"
+            peak = f"engines.{engine}.peak.flops.{dtype}"
         case ("engines", engine, *_, "bandwidth"):
-            return f"engines.{engine}.peak.memory_bandwidth"
+            peak = f"engines.{engine}.peak.memory_bandwidth"
+        case ("operations", "transfers", name, _):
+            peak = f"links.{OPERATIONS[OP[name]].lane}.peak"
+        case ("operations", "kernels", dtype, name, rate):
+            engine = "cpu" if OPERATIONS[OP[name]].lane == "cpu" else "gpu"
+            peak = f"engines.{engine}.peak." + (f"flops.{dtype}" if rate == "flops" else "memory_bandwidth")
         case ("tiers", "cpu", "pinnable"):
-            return "tiers.cpu.capacity"
-    return None
+            peak = "tiers.cpu.capacity"
+    return peak
 
 
 def problem_of(cell: Cell) -> Problem:

@@ -67,7 +67,7 @@ Read = Callable[[Planned], Entry]
 
 
 @dataclass(frozen=True)
-class Figure:
+class PlanColumn:
     """A column that a planned cell fills: key, title, unit (None: not a number), how to read it off.
 
     ``brief`` is as in :class:`planner.table.Column`.
@@ -156,30 +156,30 @@ def _price(resource: str) -> Read:
     return read
 
 
-def figures() -> list[Figure]:
+def figures() -> list[PlanColumn]:
     """List the columns that a planned cell fills."""
     return [
-        Figure("tok_s", "throughput", "tok/s", lambda found: found.tok_s),
-        Figure("tok_s_low", "throughput, low end", "tok/s", _range("low_tok_s")),
-        Figure("tok_s_high", "throughput, high end", "tok/s", _range("high_tok_s")),
-        Figure("latency_s", "latency", "s", lambda found: found.latency),
-        Figure("first_token_s", "first token", "s", lambda found: found.main.predictions.prefill_s),
+        PlanColumn("tok_s", "throughput", "tok/s", lambda found: found.tok_s),
+        PlanColumn("tok_s_low", "throughput, low end", "tok/s", _range("low_tok_s")),
+        PlanColumn("tok_s_high", "throughput, high end", "tok/s", _range("high_tok_s")),
+        PlanColumn("latency_s", "latency", "s", lambda found: found.latency),
+        PlanColumn("first_token_s", "first token", "s", lambda found: found.main.predictions.prefill_s),
         *_money(),
-        Figure("bound_by", "bound by", None, lambda found: binding(found.main)[0]),
-        Figure("bound_share", "share of the time", "", lambda found: binding(found.main)[1]),
-        Figure("program_tok_s", "program's answer", "tok/s", _rate("lp_tok_s")),
-        Figure("ceiling_tok_s", "certified ceiling", "tok/s", _rate("ceiling_tok_s")),
-        Figure("ceiling_bound_by", "ceiling set by", None, _bound("ceiling_bound_by")),
-        Figure("io_gb", "to the GPU", "GB/sequence", _gigabytes("io_bytes")),
-        Figure("io_least_gb", "least to the GPU", "GB/sequence", _gigabytes("io_lower_bound_bytes")),
+        PlanColumn("bound_by", "bound by", None, lambda found: binding(found.main)[0]),
+        PlanColumn("bound_share", "share of the time", "", lambda found: binding(found.main)[1]),
+        PlanColumn("program_tok_s", "program's answer", "tok/s", _rate("lp_tok_s")),
+        PlanColumn("ceiling_tok_s", "certified ceiling", "tok/s", _rate("ceiling_tok_s")),
+        PlanColumn("ceiling_bound_by", "ceiling set by", None, _bound("ceiling_bound_by")),
+        PlanColumn("io_gb", "to the GPU", "GB/sequence", _gigabytes("io_bytes")),
+        PlanColumn("io_least_gb", "least to the GPU", "GB/sequence", _gigabytes("io_lower_bound_bytes")),
         *_policies(),
         *(
-            Figure(f"{tier}_peak_gib", f"{tier} memory used", "GiB", _peak(tier), brief=False)
+            PlanColumn(f"{tier}_peak_gib", f"{tier} memory used", "GiB", _peak(tier), brief=False)
             for tier in TIERS
         ),
-        *(Figure(f"busy_{lane}", f"{_words(lane)} busy", "", _busy(lane), brief=False) for lane in LANES),
+        *(PlanColumn(f"busy_{lane}", f"{_words(lane)} busy", "", _busy(lane), brief=False) for lane in LANES),
         *(
-            Figure(
+            PlanColumn(
                 f"price_{_key(name)}", f"price of {_words(name)}", f"tok/s per {unit}", _price(name), False
             )
             for name, unit in PRICED.items()
@@ -195,33 +195,33 @@ def _key(resource: str) -> str:
     return resource.replace(" ", "_")
 
 
-def _money() -> list[Figure]:
+def _money() -> list[PlanColumn]:
     def per_million(found: Planned) -> Entry:
         return found.running.usd_per_million_tokens(found.tok_s)
 
     return [
-        Figure("usd_per_million_tokens", "cost", "USD/Mtok", per_million),
-        Figure("tokens_per_usd", "for a dollar", "tok", lambda f: f.running.tokens_per_usd(f.tok_s)),
-        Figure("joules_per_token", "energy", "J/tok", lambda f: f.running.joules_per_token(f.tok_s)),
-        Figure("usd_per_hour", "machine", "USD/h", lambda f: f.running.usd_per_hour),
+        PlanColumn("usd_per_million_tokens", "cost", "USD/Mtok", per_million),
+        PlanColumn("tokens_per_usd", "for a dollar", "tok", lambda f: f.running.tokens_per_usd(f.tok_s)),
+        PlanColumn("joules_per_token", "energy", "J/tok", lambda f: f.running.joules_per_token(f.tok_s)),
+        PlanColumn("usd_per_hour", "machine", "USD/h", lambda f: f.running.usd_per_hour),
     ]
 
 
-def _policies() -> list[Figure]:
+def _policies() -> list[PlanColumn]:
     splits = [(name, tier) for name in ("weights", "cache", "activations") for tier in TIERS]
     return [
-        Figure("parts", "parts", "", lambda found: len(found.plans)),
-        Figure("plan_schedule", "schedule", None, lambda found: found.main.schedule),
-        Figure("gpu_batch", "group", "sequences", _policy("gpu_batch")),
-        Figure("num_groups", "groups", "", _policy("num_groups")),
-        Figure("block", "block", "sequences", _policy("block")),
-        Figure("stagger", "stagger", "passes", _policy("stagger")),
+        PlanColumn("parts", "parts", "", lambda found: len(found.plans)),
+        PlanColumn("plan_schedule", "schedule", None, lambda found: found.main.schedule),
+        PlanColumn("gpu_batch", "group", "sequences", _policy("gpu_batch")),
+        PlanColumn("num_groups", "groups", "", _policy("num_groups")),
+        PlanColumn("block", "block", "sequences", _policy("block")),
+        PlanColumn("stagger", "stagger", "passes", _policy("stagger")),
         *(
-            Figure(f"{name}_{tier}", f"{name} on {tier}", "", _share(name, tier), False)
+            PlanColumn(f"{name}_{tier}", f"{name} on {tier}", "", _share(name, tier), False)
             for name, tier in splits
         ),
-        Figure("attention_on_cpu", "attention on the CPU", "", _on_cpu),
-        Figure("weight_bits", "bits of weights", "", _policy("weight_bits")),
-        Figure("cache_bits", "bits of cache", "", _policy("cache_bits")),
-        Figure("pinned", "host memory", None, lambda f: "pinned" if f.main.policy.pinned else "pageable"),
+        PlanColumn("attention_on_cpu", "attention on the CPU", "", _on_cpu),
+        PlanColumn("weight_bits", "bits of weights", "", _policy("weight_bits")),
+        PlanColumn("cache_bits", "bits of cache", "", _policy("cache_bits")),
+        PlanColumn("pinned", "host memory", None, lambda f: "pinned" if f.main.policy.pinned else "pageable"),
     ]

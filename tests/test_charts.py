@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -131,6 +131,7 @@ def test_a_tornado_stands_on_its_base() -> None:
 
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=12))
+@example([640000001.0, 640000002.0])
 def test_logarithmic_axes_have_few_numbers(values: list[float]) -> None:
     """There are one to ten numbers, in order, in the range of the values unless there is no round one."""
     ticks = log_ticks(values)

@@ -12,6 +12,7 @@ from planner.prices import Figure, figures, limits, prices
 from planner.problem import Outer, Problem, Solution
 from planner.program import Program
 from simulator.units import GIB
+from tests.calibrated import CALIBRATED
 from tests.problems import cases, problem_of
 
 REAL = [
@@ -146,3 +147,22 @@ def test_unused_links_are_worth_nothing() -> None:
     assert worth["disk_read"] == pytest.approx(0, abs=1e-9)
     assert worth["disk memory"] == pytest.approx(0, abs=1e-9)
     assert worth["gpu matrix products"] > 0
+
+
+def test_measured_operations_have_prices() -> None:
+    """Where operations were measured, a figure moves their rates too, and its price is what that gives."""
+    problem = problem_of(str(CALIBRATED), "opt-1.3b", prompt_len=64, gen_len=16)
+    outer = Outer(gpu_batch=32)
+    solution = Program(problem, outer).solve()
+    assert solution is not None
+    assert check(problem, outer, solution, 1e-5, 0.02) >= 2
+    products = next(each for each in figures(problem, outer) if each.name == "gpu matrix products")
+    raised = products.raised(problem.hardware, 0.5 * products.value(problem.hardware))
+    before, after = problem.hardware.operations, raised.operations
+    assert before is not None
+    assert after is not None
+    for name in ("qkv", "mlp"):
+        kernels = [next(iter(each.kernels.values()))[name] for each in (before, after)]
+        assert kernels[1].flops == pytest.approx(1.5 * kernels[0].flops)
+    worth = {price.resource: price.tok_s_per_unit for price in prices(problem, outer, solution)}
+    assert worth["gpu matrix products"] > 0.0
