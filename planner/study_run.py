@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,9 +126,10 @@ def run_cells(
     while missing:
         before = len(missing)
         try:
-            for found in _computed(families(missing), backend):
-                _take(found, missing, passing, store)
-                progress(len(wanted) - len(missing), len(wanted))
+            with contextlib.closing(_computed(families(missing), backend)) as answers:
+                for found in answers:
+                    _take(found, missing, passing, store)
+                    progress(len(wanted) - len(missing), len(wanted))
         except PlannerError:
             raise
         except Exception as error:
@@ -159,7 +160,7 @@ def _take(found: Found, missing: dict[str, Cell], passing: dict[str, Answer], st
         missing.pop(key, None)
 
 
-def _computed(jobs: list[dict[str, Cell]], backend: Backend) -> Iterator[Found]:
+def _computed(jobs: list[dict[str, Cell]], backend: Backend) -> Generator[Found, None, None]:
     """Compute families of cells, each as it is done."""
     import joblib  # noqa: PLC0415 - only studies need it
 
@@ -183,6 +184,7 @@ def _connected(backend: Backend, stack: contextlib.ExitStack) -> int:
     import joblib  # noqa: PLC0415 - only studies need it
 
     if backend.name == "local":
+        stack.push(_kill_if_interrupted)
         stack.enter_context(joblib.parallel_config(backend="loky", inner_max_num_threads=1))
         return backend.jobs or int(joblib.cpu_count())
     connect = {"ray": _ray, "dask": _dask}[backend.name]
@@ -199,6 +201,14 @@ def _connected(backend: Backend, stack: contextlib.ExitStack) -> int:
         ) from None
     stack.enter_context(joblib.parallel_config(backend=backend.name))
     return processes
+
+
+def _kill_if_interrupted(kind: type[BaseException] | None, *_: object) -> None:
+    """End the processes of this machine when nobody waits for them: leaving would wait for ever."""
+    if kind is not None and not issubclass(kind, Exception):
+        from joblib.externals.loky import get_reusable_executor  # noqa: PLC0415 - only studies need it
+
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 @contextlib.contextmanager

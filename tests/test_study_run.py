@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -297,3 +299,29 @@ def test_an_interruption_is_one_line(tmp_path: Path) -> None:
     complaint(result, 130)
     assert len(kept(tmp_path / "study")) == 1
     json.loads(next((tmp_path / "study" / "answers").iterdir()).read_text())
+
+
+def test_an_interrupt_ends_at_once(tmp_path: Path) -> None:
+    """A study whose process alone is told to stop ends with one line, and keeps its answers."""
+    sizes = ", ".join(f"{size} GiB" for size in range(100, 220, 5))
+    grid = f"{{machine: t4-16, model: opt-30b, sweep: {{tiers.cpu.capacity: [{sizes}]}}}}"
+    (tmp_path / "study.yaml").write_text(f"name: long\ngrids: [{grid}]\n", encoding="utf-8")
+    command = [sys.executable, "-m", "planner.cli", "study", "study.yaml", "--jobs", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        answers = tmp_path / "study" / "answers"
+        for _ in range(600):
+            if answers.is_dir() and any(answers.glob("*.json")):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, errors = process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "error: interrupted"
+    assert any(answers.glob("*.json"))
