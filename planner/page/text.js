@@ -1,4 +1,4 @@
-// Small helpers. Everything from the data becomes text of the page, never HTML: textContent throughout.
+// Small functions. Everything from the data becomes text of the page, never HTML: textContent throughout.
 
 /** Make an element with attributes and children; children that are strings become text. */
 function element(name, attributes = {}, ...children) {
