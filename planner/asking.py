@@ -97,6 +97,20 @@ def mix_of(options: dict[str, Any]) -> Mix:
     return read_mix(**{name: options[name] for name in names})
 
 
+def single_of(options: dict[str, Any], what: str) -> Mix:
+    """Read work of one part, for a question about one plan.
+
+    Raises:
+        InputError: it has several, or see :func:`mix_of`.
+    """
+    mix = mix_of(options)
+    if mix.single is None:
+        raise InputError(
+            f"--workload {mix.name}: {what} is of one plan, for work with one part; take one of its parts"
+        )
+    return mix
+
+
 def cell_of(hardware: str, mix: Mix, runtime: str, options: dict[str, Any]) -> Cell:
     """Make a cell without a limit from a command's options.
 

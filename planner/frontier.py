@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,9 @@ from planner.infeasible import quickest
 from planner.measurements import Measurement, shipped_suites
 from planner.plan import Plan
 from planner.problem import Problem
-from planner.study_answer import Answer
+from planner.study_answer import Answer, Ask
 from planner.study_cells import Cell
 
-#: Answers cells, in their order.
-Ask = Callable[[Sequence[Cell]], Sequence[Answer]]
 _ROUNDING = 1.0 + 1e-9
 
 

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as TextTable
 from rich.text import Text
 
-from planner.asking import RUNTIMES, Asking, asking, cell_of, mix_of
+from planner.asking import RUNTIMES, Asking, asking, cell_of, single_of
 from planner.charts import number
 from planner.costs import Economics, running_cost
 from planner.frontier import Curve, Frontier, Point, frontier, frontier_chart
@@ -17,7 +17,7 @@ from planner.listings import console, echo_json
 from planner.study_cells import Cell
 from planner.study_figures import binding
 from planner.study_rows import study_table
-from planner.words import LANE_WORDS, duration, split
+from planner.words import duration, resource, split
 from simulator.errors import InfeasibleError, InputError, PlannerError
 
 MACHINES = click.option(
@@ -51,11 +51,7 @@ def frontier_of(**options: Any) -> None:
     planner frontier --hw a100-40 --hw a100-80 --model opt-175b --out frontier
     planner frontier --hw t4-16 --model opt-175b --runtime reference --runtime flexgen
     """  # noqa: D301 - click reads the escape
-    mix = mix_of(options)
-    if mix.single is None:
-        raise InputError(
-            f"--workload {mix.name}: a frontier is of work with one part, such as one of its own"
-        )
+    mix = single_of(options, "a frontier")
     bases = [
         cell_of(machine, mix, runtime, options)
         for machine in dict.fromkeys(options["machines"])
@@ -148,6 +144,6 @@ def _table(curve: Curve, cells: tuple[Cell, ...]) -> TextTable:
             f"{policy.num_groups} x {policy.gpu_batch}",
             split(policy.weights, policy.weight_bits),
             split(policy.cache, policy.cache_bits),
-            LANE_WORDS.get(binding(point.plan)[0], binding(point.plan)[0]),
+            resource(binding(point.plan)[0]),
         )
     return table

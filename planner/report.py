@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.plan import Plan, TierMemory
-from planner.words import LANE_WORDS, constant, counted, duration, lengths, size
+from planner.words import LANE_WORDS, constant, counted, duration, lengths, resource, size
 from simulator.hardware import LANES, TIERS
 from simulator.units import GB
 
@@ -144,8 +144,7 @@ def _expectations(plan: Plan) -> Table:
     table.add_row(
         "certified ceiling",
         f"{bounds.ceiling_tok_s:.4g} tok/s",
-        f"any schedule, set by {LANE_WORDS.get(bounds.ceiling_bound_by, bounds.ceiling_bound_by)}: "
-        f"{gap:.1f} % above",
+        f"any schedule, set by {resource(bounds.ceiling_bound_by)}: {gap:.1f} % above",
     )
     if plan.workload.num_prompts is not None:
         whole = plan.workload.num_prompts * plan.workload.counted_tokens / seen.throughput_tok_s
@@ -166,7 +165,7 @@ def _expectations(plan: Plan) -> Table:
     for phase, words in (("prefill", "prompt passes"), ("decode", "other passes")):
         if plan.limits.get(phase):
             parts = [
-                f"{LANE_WORDS.get(name, name)} {100 * share:.0f} %"
+                f"{resource(name)} {100 * share:.0f} %"
                 for name, share in plan.limits[phase].items()
                 if share > 0.005
             ]
@@ -217,7 +216,7 @@ def _prices(plan: Plan) -> RenderableType:
     for price in sorted(worth, key=lambda each: -each.tok_s_per_unit):
         gain = 100 * price.tok_s_per_unit / base
         table.add_row(
-            f"one more {price.unit} of {LANE_WORDS.get(price.resource, price.resource)}",
+            f"one more {price.unit} of {resource(price.resource)}",
             f"+{price.tok_s_per_unit:.3g} tok/s",
             f"+{gain:.2g} %",
         )

@@ -16,17 +16,15 @@ from planner.plan import Plan
 from planner.prices import Figure, figures
 from planner.problem import Outer, Problem
 from planner.program import Program
-from planner.study_answer import Answer
+from planner.study_answer import Answer, Ask
 from planner.study_cells import Cell
 from planner.uncertainty import Cause
-from planner.words import LANE_WORDS
+from planner.words import resource
 from simulator.errors import InputError
 from simulator.layers import Shape
 from simulator.operations import OP, OPERATIONS
 from simulator.profiles import override_profile
 
-#: Answers cells, in their order.
-Ask = Callable[[Sequence[Cell]], Sequence[Answer]]
 #: A price holds where it is off by no more than this share of what it promises.
 TOLERANCE = 0.1
 _BISECTIONS = 7
@@ -177,9 +175,7 @@ def changed(base: Cell, factors: dict[Figure, float]) -> Cell:
 
 def _variant(factors: dict[str, float]) -> str | None:
     """Name a changed machine."""
-    return (
-        ", ".join(f"{factor:.3g} x {LANE_WORDS.get(name, name)}" for name, factor in factors.items()) or None
-    )
+    return ", ".join(f"{factor:.3g} x {resource(name)}" for name, factor in factors.items()) or None
 
 
 def changes(figure: Figure, factor: float) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from planner.charts import Chart, Series
 from planner.sensitivity import Sensitivity
-from planner.words import LANE_WORDS, constant
+from planner.words import constant, resource
 
 
 def tornado(found: Sensitivity) -> Chart:
@@ -22,7 +22,7 @@ def tornado(found: Sensitivity) -> Chart:
         series=tuple(
             Series(
                 name=f"{factor:.3g} times as much",
-                x=tuple(_words(name) for name in found.swings),
+                x=tuple(resource(name) for name in found.swings),
                 y=tuple(each.get(factor) for each in found.swings.values()),
                 cells=tuple(found.number({name: factor}) for name in found.swings),
             )
@@ -39,10 +39,10 @@ def heat_map(found: Sensitivity) -> Chart:
     down = sorted({factors[1] for factors in found.pairs})
     return Chart(
         key="two-together",
-        title=f"{_words(first)} and {_words(second)} together",
+        title=f"{resource(first)} and {resource(second)} together",
         kind="heatmap",
-        x_label=f"{_words(first)}, times as much",
-        y_label=f"{_words(second)}, times as much",
+        x_label=f"{resource(first)}, times as much",
+        y_label=f"{resource(second)}, times as much",
         z_label="throughput [tok/s]",
         series=tuple(
             Series(
@@ -76,7 +76,3 @@ def uncertain(found: Sensitivity) -> Iterator[Chart]:
         series=tuple(Series(name=name, x=names, y=values) for name, values in ends.items()),
         note="Each constant at the ends of its interval, with the same plan.",
     )
-
-
-def _words(resource: str) -> str:
-    return LANE_WORDS.get(resource, resource)

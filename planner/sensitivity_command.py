@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as TextTable
 from rich.text import Text
 
-from planner.asking import Asking, asking, cell_of, mix_of
+from planner.asking import Asking, asking, cell_of, single_of
 from planner.costs import Economics
 from planner.listings import console, echo_json
 from planner.plan_command import HARDWARE, MAX_LATENCY, RUNTIME, read_duration
@@ -19,7 +19,7 @@ from planner.sensitivity import Sensitivity, sensitivity
 from planner.sensitivity_charts import heat_map, tornado, uncertain
 from planner.study_figures import PRICED
 from planner.study_rows import study_table
-from planner.words import LANE_WORDS, constant
+from planner.words import constant, resource
 from simulator.errors import InfeasibleError, InputError
 
 RANGE = click.option(
@@ -68,9 +68,7 @@ def sensitivity_of(**options: Any) -> None:
     planner sensitivity --hw t4-16 --model opt-30b --picture tornado.png
     planner sensitivity --hw a100-80 --model opt-175b --pair "cpu memory" disk_read --heat-map heat.png
     """  # noqa: D301 - click reads the escape
-    mix = mix_of(options)
-    if mix.single is None:
-        raise InputError(f"--workload {mix.name}: sensitivity is of one plan; take one of its parts")
+    mix = single_of(options, "sensitivity")
     limit = read_duration(options["max_latency"])
     base = cell_of(options["hardware"], mix, options["runtime"], options)
     base = base.model_copy(update={"max_latency": limit})
@@ -151,7 +149,7 @@ def _prices(found: Sensitivity) -> TextTable:
         changes = [_change(found.swings[name].get(factor), base) for factor in factors]
         worth = price.tok_s_per_unit
         table.add_row(
-            _words(name),
+            resource(name),
             f"{price.value:.4g} {price.figure.unit}",
             price.figure.unit,
             f"+{worth:.3g} tok/s" if worth > 1e-9 * base else "nothing",
@@ -176,7 +174,3 @@ def _causes(found: Sensitivity) -> TextTable:
             f"+{100 * cause.gain:.1f} %",
         )
     return table
-
-
-def _words(resource: str) -> str:
-    return LANE_WORDS.get(resource, resource)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,8 @@ from simulator.errors import InfeasibleError, InputError
 from simulator.mix import Part
 from simulator.schema import Record
 
+#: Answers cells, in their order.
+Ask = Callable[[Sequence[Cell]], Sequence["Answer"]]
 Status = Literal["planned", "infeasible", "failed"]
 
 

@@ -38,15 +38,11 @@ def suggested(table: Table) -> Iterable[ChartChoice]:
     """Suggest throughput over latency, over every swept figure, and cost by machine."""
     yield ChartChoice(title="Throughput and latency", kind="points", x="latency_s", x_log=True, y_log=True)
     for column in table.columns:
-        if column.key not in _asked_keys() and "." in column.key:
+        if "." in column.key:
             yield ChartChoice(title=f"Throughput over {column.key}", x=column.key)
     machines = {row["machine"] for row in table.rows}
     if len(machines) > 1 and any(row.get("usd_per_million_tokens") for row in table.rows):
         yield ChartChoice(title="Cost by machine", kind="bars", x="machine", y="usd_per_million_tokens")
-
-
-def _asked_keys() -> set[str]:
-    return set(_TELLING)
 
 
 def chart_of(choice: ChartChoice, table: Table) -> Chart:

@@ -10,7 +10,7 @@ from planner.costs import Running
 from planner.plan import Plan
 from planner.study_answer import PartPlan, latency, seconds
 from planner.table import Column, Entry
-from planner.words import LANE_WORDS
+from planner.words import resource
 from simulator.hardware import LANES, TIERS, LaneName, TierName
 from simulator.units import GB, GIB
 
@@ -177,18 +177,17 @@ def figures() -> list[PlanColumn]:
             PlanColumn(f"{tier}_peak_gib", f"{tier} memory used", "GiB", _peak(tier), brief=False)
             for tier in TIERS
         ),
-        *(PlanColumn(f"busy_{lane}", f"{_words(lane)} busy", "", _busy(lane), brief=False) for lane in LANES),
+        *(
+            PlanColumn(f"busy_{lane}", f"{resource(lane)} busy", "", _busy(lane), brief=False)
+            for lane in LANES
+        ),
         *(
             PlanColumn(
-                f"price_{_key(name)}", f"price of {_words(name)}", f"tok/s per {unit}", _price(name), False
+                f"price_{_key(name)}", f"price of {resource(name)}", f"tok/s per {unit}", _price(name), False
             )
             for name, unit in PRICED.items()
         ),
     ]
-
-
-def _words(resource: str) -> str:
-    return LANE_WORDS.get(resource, resource)
 
 
 def _key(resource: str) -> str:

@@ -18,6 +18,15 @@ LANE_WORDS = {
 }
 
 
+def resource(name: str) -> str:
+    """Name a lane or a resource as people do.
+
+    >>> resource("h2d"), resource("cpu memory")
+    ('CPU to GPU', 'cpu memory')
+    """
+    return LANE_WORDS.get(name, name)
+
+
 def duration(seconds: float) -> str:
     """Write a time as people say it.
 
@@ -79,4 +88,4 @@ def constant(path: str) -> str:
         return " ".join(keys[-2:]).replace("_", " ")
     if part == "capacities" and keys[-1] in LANE_WORDS:
         return f"{LANE_WORDS[keys[-1]]} on {keys[0]}"
-    return " ".join(LANE_WORDS.get(key, key) for key in keys)
+    return " ".join(resource(key) for key in keys)
