@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import model_validator
 
 from planner.plan import Plan
 from simulator.generate import generate
 from simulator.hardware import LANES
 from simulator.layout import Placed, lay_out
-from simulator.operations import OPERATIONS
+from simulator.operations import OPERATIONS, IntArray
 from simulator.passes import Pass, Window, window
 from simulator.policy import FloatArray
 from simulator.schema import Record
@@ -21,8 +20,6 @@ from simulator.simulate import Simulation, pass_edges, play, rates_of
 
 #: Passes that a timeline shows at most: one with prompts and some without.
 SHOWN = 3
-
-IntArray = npt.NDArray[np.int64]
 
 
 class Span(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from simulator.errors import InputError
 from simulator.layers import WORKING, CellKind, first_loaded, layer_kinds
 from simulator.layout import Placed
-from simulator.operations import IntArray
+from simulator.operations import BoolArray, IntArray
 from simulator.passes import Pass, Window
 from simulator.policy import FloatArray
 from simulator.work import Cells
@@ -28,6 +29,9 @@ _COLUMNS = (
     "column",
     "width",
 )
+# NumPy asks a member of an enumeration for attributes, and drops whatever is raised meanwhile (before Python
+# 3.12 that is Python code): an interrupt would be lost. So it is never handed one to compare with.
+_START = int(CellKind.START)
 _PAUSE = -(2**40)  # in place of a group's number
 _NO_HOME = -1  # of cells that are no prompts
 
@@ -73,6 +77,23 @@ class Grid:
     def __len__(self) -> int:
         """Count the cells."""
         return len(self.layer)
+
+    @cached_property
+    def works(self) -> BoolArray:
+        """Mark the cells of layers: all but START and PAUSE. [V]"""
+        return self.kind < _START
+
+    @cached_property
+    def starts(self) -> BoolArray:
+        """Mark the START cells. [V]"""
+        marked: BoolArray = self.kind == _START
+        return marked
+
+    @cached_property
+    def embeds(self) -> BoolArray:
+        """Mark the cells of the embedding. [V]"""
+        marked: BoolArray = self.kind == int(CellKind.EMBED)
+        return marked
 
 
 def groups_per_cohort(num_groups: int, cohorts: int) -> int:
@@ -121,7 +142,7 @@ def make_grid(placed: Placed, window: Window) -> Grid:
         base += rows.shape[1]
     rows = np.concatenate(columns, axis=1)
     kind = rows[3]
-    rows[4] = np.where(kind < CellKind.START, kind * len(positions) + rows[4], 0)
+    rows[4] = np.where(kind < _START, kind * len(positions) + rows[4], 0)
     at = np.array(positions, dtype=float)
     described = cell_kinds(workload, at, policy.gpu_batch, policy.prompts_together)
     return Grid(**dict(zip(_COLUMNS, rows, strict=True)), kinds=described)

@@ -10,19 +10,16 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from simulator.cells import cell_kinds
 from simulator.layers import WORKING, CellKind, Shape, count_layers
 from simulator.model import ModelSpec
-from simulator.operations import OP, OPERATIONS, IntArray, Operation
+from simulator.operations import OP, OPERATIONS, BoolArray, IntArray, Operation
 from simulator.passes import period_positions
 from simulator.policy import PLACEMENT, FloatArray, cohorts_in_flight
 from simulator.runtime import Runtime
 from simulator.work import Cells, Work, cell_work, layer_work
 from simulator.workload import Workload
-
-BoolArray = npt.NDArray[np.bool_]
 
 #: Operations that every placement runs: their launch latencies belong to the demand.
 _ALWAYS = ("qkv", "project", "mlp", "head", "embed", "attend_prompt", "attend_prefix")

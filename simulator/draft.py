@@ -63,7 +63,7 @@ class Draft:
         present = np.zeros((len(OPERATIONS), len(grid)), dtype=bool)
         for code, (flops, bytes_) in enumerate(zip(work["flops"], work["bytes"], strict=True)):
             present[code] = (flops > 0) | (bytes_ > 0)
-        present[OP["embed"]] = grid.kind == CellKind.EMBED
+        present[OP["embed"]] = grid.embeds
         shift = _row_shift(placed, grid)
         shift -= shift.min()
         barriers = placed.runtime.synchronization == "barrier" and not placed.serial
@@ -138,7 +138,7 @@ def _work(placed: Placed, grid: Grid) -> dict[str, FloatArray]:
     """Evaluate the work of every operation in every cell at the layout. [operations, V] each."""
     at, runtime = placed.placement, placed.runtime
     kinds = len(grid.kinds.kind)
-    row = np.where(grid.kind < CellKind.START, grid.work, kinds)  # cells without work have the last
+    row = np.where(grid.works, grid.work, kinds)  # cells without work have the last
     found = {one.name: np.zeros((len(OPERATIONS), len(grid))) for one in fields(Work)}
     for name, work in cell_work(placed.model, placed.shape, runtime, grid.kinds).items():
         columns = {one: getattr(work, one) for one in found}
@@ -163,7 +163,7 @@ def _loads(placed: Placed, grid: Grid, bytes_: FloatArray, kernels: FloatArray) 
     target = _target(placed, grid)
     layer = np.where(target >= 0, target % (len(placed.layer_bytes) - first) + first, 0)
     burst = runtime.weight_loads == "burst"
-    whole = (grid.kind == CellKind.START) | burst
+    whole = grid.starts | burst
     column = first_column(placed, grid)
     opens, chunk = grid.column == column, (grid.column >= column) / np.maximum(1, grid.width - column)
     share = np.where(whole, opens, chunk) * (target >= 0)
@@ -191,7 +191,7 @@ def _embedding_rows(placed: Placed, grid: Grid, bytes_: FloatArray, pieces: Floa
         return
     table = placed.layer_bytes[-1 if placed.model.tied_embeddings else 0]
     on_disk, off_gpu = table[2] / table.sum(), (table[1] + table[2]) / table.sum()
-    rows = (grid.kind == CellKind.EMBED) * (grid.kinds.sequences * grid.kinds.new)[grid.work]
+    rows = grid.embeds * (grid.kinds.sequences * grid.kinds.new)[grid.work]
     here = rows * placed.model.hidden_bytes
     pieces[OP["read_embeddings"]] = rows * on_disk
     bytes_[OP["read_embeddings"]] = here * on_disk
@@ -205,14 +205,14 @@ def first_column(placed: Placed, grid: Grid) -> IntArray:
     the next layer is loaded when this one is done.
     """
     if placed.serial:
-        return np.where(grid.kind == CellKind.START, 0, grid.width - 1)
-    return np.where(grid.kind == CellKind.START, 0, max(0, placed.ahead - 1))
+        return np.where(grid.starts, 0, grid.width - 1)
+    return np.where(grid.starts, 0, max(0, placed.ahead - 1))
 
 
 def _target(placed: Placed, grid: Grid) -> IntArray:
     """Give the layer whose weights a cell loads, counted through all passes; -1 for none. [V]"""
     total = _layers_played(grid)
-    target = np.where(grid.kind == CellKind.START, grid.weights, grid.weights + placed.policy.prefetch)
+    target = np.where(grid.starts, grid.weights, grid.weights + placed.policy.prefetch)
     return np.where((grid.weights >= 0) & (target < total), target, -1)
 
 
@@ -243,7 +243,7 @@ def _row_shift(placed: Placed, grid: Grid) -> IntArray:
         return np.array([placed.ahead * (operation.stage == "after") for operation in OPERATIONS])
     shift = np.zeros(len(OPERATIONS), dtype=np.int64)
     on_cpu = bool(placed.policy.cpu_attention.cpu or placed.policy.cpu_attention.disk)
-    enough = int(grid.width[grid.kind < CellKind.START].min()) > 1
+    enough = int(grid.width[grid.works].min()) > 1
     for name in _LOADS:
         shift[OP[name]] = -1 if enough or "cache" in name else 0
     for name in _STORES:
@@ -253,7 +253,7 @@ def _row_shift(placed: Placed, grid: Grid) -> IntArray:
 
 def _layers_played(grid: Grid) -> int:
     """Count the layers with weights through all passes; there may be fewer than START cells."""
-    return int(grid.weights[grid.kind < CellKind.START].max()) + 1
+    return int(grid.weights[grid.works].max()) + 1
 
 
 def _matrix(waits: list[tuple[Int32Array, Int32Array]], total: int) -> Int32Array:

@@ -15,7 +15,6 @@ from simulator.barriers import add_barriers, chain
 from simulator.cells import Grid, make_grid
 from simulator.cost import BEGINS
 from simulator.draft import Draft, first_column
-from simulator.layers import CellKind
 from simulator.layout import Placed
 from simulator.operations import IntArray
 from simulator.passes import Window, window
@@ -106,7 +105,7 @@ def _last_cell_of_group_above(grid: Grid) -> IntArray:
     """For cells of the embedding: the head's cell of the same group in the previous pass. [V]"""
     heads = grid.layer.max()
     before = grid.before
-    here = (grid.kind == CellKind.EMBED) & (before >= 0)
+    here = grid.embeds & (before >= 0)
     # The head's cell lies whole layers after the embedding's in the same pass.
     return np.where(here, before + heads * grid.width[before], -1)
 
@@ -127,7 +126,7 @@ class _Layers:
 def _layers(draft: Draft) -> _Layers:
     grid, prefetch = draft.grid, draft.placed.policy.prefetch
     total = int(grid.weights.max()) + 1
-    inside = (grid.weights >= 0) & (grid.kind != CellKind.START)
+    inside = (grid.weights >= 0) & ~grid.starts
 
     def at(chosen: npt.NDArray[np.bool_]) -> IntArray:
         cells = np.nonzero(inside & chosen)[0]
@@ -140,7 +139,7 @@ def _layers(draft: Draft) -> _Layers:
     closes = opens if burst else at(grid.column == grid.width - 1)
     start = np.arange(prefetch)
     return _Layers(
-        computes_last=at(grid.kind < CellKind.START),
+        computes_last=at(grid.works),
         opens=np.concatenate([start, opens])[:total],
         closes=np.concatenate([start, closes])[:total],
     )
@@ -149,7 +148,7 @@ def _layers(draft: Draft) -> _Layers:
 def _last_load(draft: Draft) -> IntArray:
     """For each cell with work: the cell that issues the last load of its layer's weights. [V]"""
     grid = draft.grid
-    own = np.where(grid.kind < CellKind.START, grid.weights, -1)
+    own = np.where(grid.works, grid.weights, -1)
     return np.where(own >= 0, _layers(draft).closes[own], -1)
 
 
@@ -189,7 +188,7 @@ def _add_slots(draft: Draft) -> None:
 
 def _add_activation_slots(draft: Draft) -> None:
     """Hidden states pass through slots: taken by load (or embedding), freed by store (or head)."""
-    free_at = _earlier_use(draft.grid.kind < CellKind.START, draft.slots["activations"])
+    free_at = _earlier_use(draft.grid.works, draft.slots["activations"])
     for taker in ("load_activations", "embed"):
         draft.wait(taker, "store_activations", free_at)
         draft.wait(taker, "head", free_at)

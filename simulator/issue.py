@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.kernel import BoolArray, Int64Array, compiled
+from simulator.kernel import compiled
+from simulator.operations import BoolArray, IntArray
 from simulator.policy import FloatArray
 from simulator.schedule import Int8Array, Int32Array
 
 
 @compiled
 def issued(
-    present: BoolArray, order: Int64Array, shift: Int64Array, sync: int
-) -> tuple[Int32Array, Int8Array, Int64Array, Int64Array]:
+    present: BoolArray, order: IntArray, shift: IntArray, sync: int
+) -> tuple[Int32Array, Int8Array, IntArray, IntArray]:
     """Number the operations of all cells row by row.
 
     Args:
@@ -64,7 +65,7 @@ def add_waits(waits_for: Int32Array, counts: Int32Array, tasks: Int32Array, othe
 
 
 @compiled
-def evaluated(work: FloatArray, operation: Int8Array, cell: Int64Array) -> FloatArray:
+def evaluated(work: FloatArray, operation: Int8Array, cell: IntArray) -> FloatArray:
     """Look up the work of tasks, which is that of their operation in their cell. [operations, V] to [N]"""
     found = np.empty(len(operation))
     for task in range(len(operation)):

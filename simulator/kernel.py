@@ -12,14 +12,12 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
-import numpy.typing as npt
 
+from simulator.operations import BoolArray, IntArray
 from simulator.policy import FloatArray
 from simulator.schedule import Int8Array, Int32Array
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-BoolArray = npt.NDArray[np.bool_]
-Int64Array = npt.NDArray[np.int64]
 
 _STUCK = 1e-12  # relative; a flow this close to its full speed has reached it
 _FULL = 1e-9  # relative; a capacity with less than this left is full
@@ -218,7 +216,7 @@ def event_loop(  # noqa: C901, PLR0912, PLR0915 - compiled, so plain loops
 
 
 @compiled
-def _queues(lane: Int8Array, num_lanes: int) -> tuple[Int64Array, Int64Array]:
+def _queues(lane: Int8Array, num_lanes: int) -> tuple[IntArray, IntArray]:
     """Give each lane's first task, and after each task the next of its lane, -1 for none. [L], [N]"""
     head, following = np.full(num_lanes, -1, np.int64), np.full(len(lane), -1, np.int64)
     for task in range(len(lane) - 1, -1, -1):

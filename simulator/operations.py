@@ -11,6 +11,7 @@ import numpy.typing as npt
 from simulator.hardware import LaneName
 from simulator.runtime import TensorClass
 
+BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
 CostKind = Literal[
     "copy", "stage", "expand", "matmul", "prompt_attention", "attention", "dequantize", "quantize", "none"

@@ -11,13 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from simulator.hardware import LANES, TierName
 from simulator.layers import CellKind, layer_kinds
 from simulator.layout import Placed
 from simulator.memory import BUFFERS, WHOLE_RUN, Moment
-from simulator.operations import OP
+from simulator.operations import OP, BoolArray
 from simulator.passes import Pass, peak_tokens
 from simulator.policy import FloatArray
 from simulator.simulate import Simulation
@@ -27,7 +26,6 @@ _WRITERS: dict[TierName, str] = {"gpu": "qkv", "cpu": "store_cache", "disk": "wr
 
 #: Changes of memory in use: times [s] and bytes, in no order.
 Changes = tuple[FloatArray, FloatArray]
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)

@@ -503,23 +503,32 @@ def test_an_operation_without_a_handler(job: Job, monkeypatch: pytest.MonkeyPatc
     job.resume()
 
 
-SLOW = """
-import signal, sys, time
+HELD = """
+import signal, sys, threading, time
 from pathlib import Path
+from executor.lanes import Played
 from executor.steps import Steps
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background may have it ignored
-mlp = Steps.mlp
+folder, answered, ends = Path(sys.argv[-3]), int(sys.argv[-2]), sys.argv[-1] == "ends"
+mlp, stop, stopped = Steps.mlp, Played.stop, threading.Event()
 
-def slow(self, step):
-    Path(sys.argv[-1]).touch()
-    time.sleep(float(sys.argv[-2]))
+def held(self, step):
+    if (folder / "answers.jsonl").read_bytes().count(b"\\n") >= answered:
+        (folder / "held").touch()
+        stopped.wait()
+        while not ends:
+            time.sleep(1)
     mlp(self, step)
 
-Steps.mlp = slow
+def note_stop(self):
+    stop(self)
+    stopped.set()
+    (folder / "stopped").touch()
+
+Steps.mlp, Played.stop = held, note_stop
 from planner.cli import cli
-from planner.plan import read_plan
-cli.main(sys.argv[1:-2], prog_name="planner")
+cli.main(sys.argv[1:-3], prog_name="planner")
 """
 
 
@@ -533,14 +542,18 @@ def wait_for(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def slow_run(job: Job, seconds: float = 0.03) -> Iterator[subprocess.Popen[str]]:
-    """Run the command with some seconds more for every layer, and give it once it computes. [s]"""
-    begun = job.folder / "begun"
-    command = [sys.executable, "-c", SLOW, *job.words(), str(seconds), str(begun)]
+def held_run(job: Job, answered: int, *, ends: bool = True) -> Iterator[subprocess.Popen[str]]:
+    """Run the command, and give it while it computes a layer and has so many answers at least.
+
+    The layer is not ended before the run is told to stop, and never if it has no end.
+    """
+    held = job.folder / "held"
+    last = (str(job.folder), str(answered), "ends" if ends else "never")
+    command = [sys.executable, "-c", HELD, *job.words(), *last]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
         try:
-            wait_for(begun.exists, process)
+            wait_for(held.exists, process)
             yield process
         finally:
             process.kill()
@@ -548,8 +561,7 @@ def slow_run(job: Job, seconds: float = 0.03) -> Iterator[subprocess.Popen[str]]
 
 def end_by(job: Job, number: signal.Signals, answered: int) -> tuple[int, str]:
     """Send a signal to a run that has so many answers at least; give exit code and errors."""
-    with slow_run(job) as process:
-        wait_for(lambda: job.out.read_bytes().count(b"\n") >= answered, process)
+    with held_run(job, answered) as process:
         process.send_signal(number)
         _, told = process.communicate(timeout=LONG)
     return process.returncode, told
@@ -559,7 +571,7 @@ def end_by(job: Job, number: signal.Signals, answered: int) -> tuple[int, str]:
 def test_an_interrupt(job: Job, answered: int) -> None:
     """The run ends at once with one line that says how to go on; nothing is asked twice."""
     code, told = end_by(job, signal.SIGINT, answered)
-    assert code == 130
+    assert code == 130, told
     done = len(job.answers())
     assert answered <= done < len(PROMPTS)
     assert told == f"interrupted: {done} of 8 answers are in {job.out}; continue with --resume\n"
@@ -578,10 +590,11 @@ def test_a_sudden_end(job: Job) -> None:
 
 def test_two_interrupts(job: Job) -> None:
     """The first lets every lane end its task; who cannot wait for one that takes for ever asks again."""
-    with slow_run(job, 1000.0) as process:
+    with held_run(job, 0, ends=False) as process:
         process.send_signal(signal.SIGINT)
+        wait_for((job.folder / "stopped").exists, process)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.communicate(timeout=1.0)
+            process.communicate(timeout=0.5)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=LONG)
     assert process.returncode == 130, told

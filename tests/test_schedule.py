@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -253,3 +255,51 @@ def test_lookahead_overlaps_cpu_attention():
     qkv = np.nonzero(here & schedule.where("qkv"))[0]
     assert placed.ahead == 1
     assert qkv[1] < mlp[0]
+
+
+# --- interrupted --------------------------------------------------------------------------------------------
+
+
+def profiled(seen):
+    """Make a schedule while a function hears the place of every call of a Python function."""
+    placed = tiny_layout("flexgen")
+
+    def hear(frame, event, _):
+        if event == "call":
+            code, caller = frame.f_code, frame.f_back  # compiled functions have none
+            seen((code.co_filename, code.co_name, caller and (caller.f_code.co_filename, caller.f_lineno)))
+
+    gc.disable()  # what is raised while garbage is collected is lost by design
+    sys.setprofile(hear)
+    try:
+        return generate(placed)
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+
+
+def test_an_interrupt_is_never_swallowed():
+    """Whichever function is called when the user interrupts: no schedule comes out.
+
+    C code that looks for something may drop what Python code raises meanwhile.
+    """
+    generate(tiny_layout("flexgen"))  # later calls find what the first one keeps
+    places = []
+    profiled(places.append)
+    assert len(set(places)) > 100
+    swallowed = []
+    for place in dict.fromkeys(places):
+        raised = []
+
+        def interrupt(here, place=place, raised=raised):
+            if here == place and not raised:
+                raised.append(here)
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        try:
+            profiled(interrupt)
+        except (KeyboardInterrupt, SystemError):  # numba reports one error with another
+            continue
+        swallowed += raised
+    assert not swallowed

@@ -303,7 +303,7 @@ def test_an_interruption_is_one_line(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_at_once(tmp_path: Path) -> None:
     """A study whose process alone is told to stop ends with one line, and keeps its answers."""
-    sizes = ", ".join(f"{size} GiB" for size in range(100, 220, 5))
+    sizes = ", ".join(f"{size} GiB" for size in range(100, 400, 5))
     grid = f"{{machine: t4-16, model: opt-30b, sweep: {{tiers.cpu.capacity: [{sizes}]}}}}"
     (tmp_path / "study.yaml").write_text(f"name: long\ngrids: [{grid}]\n", encoding="utf-8")
     command = [sys.executable, "-m", "planner.cli", "study", "study.yaml", "--jobs", "2"]
