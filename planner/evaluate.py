@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from planner.blocks import Candidate, policy_of
+from planner.blocks import Candidate, Solver, candidate_of, policy_of, polished
 from planner.problem import Outer, Problem, memory_limit
 from planner.program import Program
 from simulator.hardware import TIERS, TierName
@@ -125,3 +125,19 @@ def evaluate(
     passes = passes_within(problem.model.num_layers, problem.workload.passes, placed.policy, tasks)
     prediction, _ = simulate(placed, problem.hardware, passes)
     return Evaluated(candidate, placed, prediction, candidate)
+
+
+def evaluate_block(
+    solver: Solver, outer: Outer, block: int, why: str, fixed: Collection[str] = (), above: float = 0.0
+) -> Evaluated | None:
+    """Solve for a block and simulate that; None if nothing fits.
+
+    None too if the program promises no more than ``above``. [tok/s]
+    """
+    solution = solver.solve(outer, block)
+    if solution is None:
+        return None
+    candidate = candidate_of(solver.problem, outer, block, solution, why)
+    if candidate.effective_tok_s <= above:
+        return None
+    return evaluate(solver.problem, polished(solver, candidate), fixed)

@@ -9,6 +9,7 @@ from importlib import metadata
 from planner.blocks import Candidate, Solver, candidate_of, one_sided, polished
 from planner.certificate import certificate
 from planner.choices import Options, roots, smallest_block
+from planner.climb import climb
 from planner.evaluate import FINAL_TASKS, Evaluated, evaluate, passes_within
 from planner.infeasible import explain
 from planner.plan import Alternative, Machine, Plan, SearchStatistics, TierMemory
@@ -52,7 +53,10 @@ def make_plan(request: Request) -> Plan:
     tried = _simulate_best(request, problem, result)
     if limit is not None and tried:
         tried += _fitted(request, result, tried, limit)
-    within = [one for one in tried if limit is None or one.prediction.latency_s <= limit]
+    within = _within(tried, limit)
+    if within:
+        tried += climb(result.solver, tried, _choose(within), dict(request.options.pins.values))
+        within = _within(tried, limit)
     while within:
         best = _choose(within)
         longer = _played_longer(problem, best)
@@ -67,6 +71,10 @@ def make_plan(request: Request) -> Plan:
             "so raise --max-latency"
         )
     raise InfeasibleError(explain(request.problem, request.options))
+
+
+def _within(tried: list[Evaluated], limit: float | None) -> list[Evaluated]:
+    return [one for one in tried if limit is None or one.prediction.latency_s <= limit]
 
 
 def _fitted(request: Request, result: SearchResult, tried: list[Evaluated], limit: float) -> list[Evaluated]:

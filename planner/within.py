@@ -12,9 +12,9 @@ import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
-from planner.blocks import Solver, candidate_of, polished
+from planner.blocks import Solver
 from planner.choices import group_sizes, one_group, unit_of
-from planner.evaluate import Evaluated, evaluate
+from planner.evaluate import Evaluated, evaluate_block
 from planner.problem import Outer
 from simulator.simulate import Prediction
 
@@ -99,7 +99,7 @@ class Fitting:
             played[block] = seen.latency_s
             best = (seen.throughput_tok_s if seen.latency_s <= self.limit else 0.0, block)
         for aim in self._blocks(outer, block, played):
-            one = self._played(outer, aim)
+            one = evaluate_block(self.solver, outer, aim, "fitted to the latency limit", self.fixed)
             if one is None:
                 break
             played[one.placed.policy.block] = one.prediction.latency_s
@@ -136,11 +136,3 @@ class Fitting:
             self.slope = max(0.0, (time - others[0][1]) / (last - others[0][0]))
         # Of another group size the slope is about the same.
         return last + (self.limit - time) / self.slope if self.slope else last * self.limit / time
-
-    def _played(self, outer: Outer, block: int) -> Evaluated | None:
-        problem = self.solver.problem
-        solution = self.solver.solve(outer, block)
-        if solution is None:
-            return None
-        candidate = candidate_of(problem, outer, block, solution, "fitted to the latency limit")
-        return evaluate(problem, polished(self.solver, candidate), self.fixed)
