@@ -8,7 +8,7 @@ it; a neighbour that is no faster by the program, which bounds the simulation, i
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from planner.blocks import Solver
@@ -23,16 +23,13 @@ _GAIN = 0.002  # relative; a neighbour that promises or brings less is not worth
 _PROMISE = 0.005  # relative, by the program, which is the more optimistic of the two
 
 
-def climb(
-    solver: Solver, tried: list[Evaluated], start: Evaluated, fixed: Collection[str]
-) -> list[Evaluated]:
+def climb(solver: Solver, tried: list[Evaluated], start: Evaluated) -> list[Evaluated]:
     """Go from neighbour to neighbour, to the best each time, while that gains.
 
     Args:
         solver: of the problem, whose limit of latency neighbours keep.
         tried: what has been simulated, which is not done again.
         start: the best of them.
-        fixed: names of variables that the user pinned.
 
     Returns:
         Everything that was simulated on the way.
@@ -47,7 +44,7 @@ def climb(
         for outer, block in _neighbours(solver, best):
             if (outer, block) not in known:
                 known.add((outer, block))
-                one = evaluate_block(solver, outer, block, _WHY, fixed, above=reached * (1 + _PROMISE))
+                one = evaluate_block(solver, outer, block, _WHY, above=reached * (1 + _PROMISE))
                 around += [one] if one is not None else []
         found += around
         better = [

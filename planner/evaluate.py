@@ -127,8 +127,13 @@ def evaluate(
     return Evaluated(candidate, placed, prediction, candidate)
 
 
+def evaluate_candidate(solver: Solver, candidate: Candidate) -> Evaluated | None:
+    """Lay out and simulate the placement with the least traffic; None if its layout does not fit."""
+    return evaluate(solver.problem, polished(solver, candidate), dict(solver.options.pins.values))
+
+
 def evaluate_block(
-    solver: Solver, outer: Outer, block: int, why: str, fixed: Collection[str] = (), above: float = 0.0
+    solver: Solver, outer: Outer, block: int, why: str, above: float = 0.0
 ) -> Evaluated | None:
     """Solve for a block and simulate that; None if nothing fits.
 
@@ -140,4 +145,4 @@ def evaluate_block(
     candidate = candidate_of(solver.problem, outer, block, solution, why)
     if candidate.effective_tok_s <= above:
         return None
-    return evaluate(solver.problem, polished(solver, candidate), fixed)
+    return evaluate_candidate(solver, candidate)

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 
-from planner.blocks import Candidate, Solver, candidate_of, one_sided, polished
+from planner.blocks import Candidate
 from planner.certificate import certificate
-from planner.choices import Options, roots, smallest_block
+from planner.choices import Options
 from planner.climb import climb
-from planner.evaluate import FINAL_TASKS, Evaluated, evaluate, passes_within
+from planner.evaluate import FINAL_TASKS, Evaluated, passes_within
+from planner.finalists import TIE, choose, keeping, simulate_best
 from planner.infeasible import explain
 from planner.plan import Alternative, Machine, Plan, SearchStatistics, TierMemory
 from planner.prices import limits, prices
 from planner.problem import Problem, memory_limit
 from planner.program import Program
-from planner.search import FAMILY_RANGE, SearchResult, preference, search
+from planner.search import SearchResult, search
 from planner.uncertainty import throughput_range
-from planner.within import Fitting
+from planner.within import fitted_to
 from simulator.errors import InfeasibleError, InputError, PlannerError
 from simulator.hardware import TierName
 from simulator.prefix import without_prefix
 from simulator.simulate import simulate
-
-_SIMULATED = 5
-_NEAR = 0.9  # of the best answer by the program, to be worth a simulation
-_TIE = 1e-3
-_LOOSE = 0.9  # of a limit of latency: a plan that takes less is not held up by it
 
 
 @dataclass(frozen=True)
@@ -50,15 +45,15 @@ def make_plan(request: Request) -> Plan:
     problem, limit = request.problem, request.problem.max_latency
     _check_workload(problem)
     result = search(problem, request.options)
-    tried = _simulate_best(request, problem, result)
+    tried = simulate_best(result)
     if limit is not None and tried:
-        tried += _fitted(request, result, tried, limit)
-    within = _within(tried, limit)
+        tried += fitted_to(limit, result, tried)
+    within = keeping(limit, tried)
     if within:
-        tried += climb(result.solver, tried, _choose(within), dict(request.options.pins.values))
-        within = _within(tried, limit)
+        tried += climb(result.solver, tried, choose(within))
+        within = keeping(limit, tried)
     while within:
-        best = _choose(within)
+        best = choose(within)
         longer = _played_longer(problem, best)
         if limit is None or longer.prediction.latency_s <= limit * (1 + 1e-9):
             return _assemble(request, result, tried, longer)
@@ -71,34 +66,6 @@ def make_plan(request: Request) -> Plan:
             "so raise --max-latency"
         )
     raise InfeasibleError(explain(request.problem, request.options))
-
-
-def _within(tried: list[Evaluated], limit: float | None) -> list[Evaluated]:
-    return [one for one in tried if limit is None or one.prediction.latency_s <= limit]
-
-
-def _fitted(request: Request, result: SearchResult, tried: list[Evaluated], limit: float) -> list[Evaluated]:
-    """Fit blocks to a limit by simulation, unless the limit plainly does not bind the best that there is.
-
-    Near the least latency the program promises more of staggered admissions than they keep, and the search
-    has not pursued zig-zag then; so that is tried too.
-    """
-    best = max(tried, key=lambda one: one.prediction.throughput_tok_s)
-    if best.prediction.latency_s <= _LOOSE * limit:
-        return []
-    problem, options = request.problem, request.options
-    solver = Solver(replace(problem, max_latency=None), options)
-    fitting = Fitting(solver, limit, dict(options.pins.values))
-    fitting.around(tried)
-    free = options.schedule == "auto" and options.pins.get("stagger") is None
-    if free and "zigzag" in problem.runtime.schedules and fitting.best < FAMILY_RANGE * result.bound_tok_s:
-        zigzag = search(problem, replace(options, schedule="zigzag"))
-        some = _evaluated(problem, zigzag, zigzag.candidates[:_SIMULATED], dict(options.pins.values))
-        fitting.around(some)
-        fitting.found += some
-        solver.programs += zigzag.solver.programs
-    result.solver.programs += solver.programs
-    return fitting.found
 
 
 def _check_workload(problem: Problem) -> None:
@@ -125,71 +92,12 @@ def _check_workload(problem: Problem) -> None:
         )
 
 
-def _simulate_best(request: Request, problem: Problem, result: SearchResult) -> list[Evaluated]:
-    """Simulate the candidates that promise most, at least one of each family that is near."""
-    evaluated: list[Evaluated] = []
-    fixed = dict(request.options.pins.values)
-    promising = _promising(problem, result.candidates)
-    # The others count only where the layouts of these leave no room.
-    for candidates in (promising, result.candidates, _smallest_blocks(request, problem, result)):
-        evaluated += _evaluated(problem, result, candidates, fixed)
-        if evaluated:
-            near = [
-                side
-                for side in one_sided(result.solver, _choose(evaluated).candidate)
-                if side.effective_tok_s >= _NEAR * result.candidates[0].effective_tok_s
-            ]
-            return evaluated + _evaluated(problem, result, near, fixed)
-    return evaluated
-
-
-def _evaluated(
-    problem: Problem, result: SearchResult, candidates: Iterable[Candidate], fixed: dict[str, object]
-) -> list[Evaluated]:
-    """Lay out and simulate candidates; those that do not fit are left out."""
-    tried = ((each, evaluate(problem, polished(result.solver, each), fixed)) for each in candidates)
-    return [replace(one, found_as=candidate) for candidate, one in tried if one is not None]
-
-
-def _smallest_blocks(request: Request, problem: Problem, result: SearchResult) -> Iterator[Candidate]:
-    """Solve for the least demanding block of every kind."""
-    for root in roots(problem, request.options):
-        outer, block = smallest_block(problem, request.options, root)
-        solution = result.solver.solve(outer, block)
-        if solution is not None:
-            yield candidate_of(problem, outer, block, solution)
-
-
-def _promising(problem: Problem, candidates: list[Candidate]) -> list[Candidate]:
-    """Choose candidates: the best of each kind, then those with few large groups among the best.
-
-    Few groups have the smaller overheads, which the program does not see.
-    """
-    lives = problem.workload.passes
-    kinds: dict[object, Candidate] = {}
-    for candidate in candidates:
-        kind = (candidate.outer.shape, candidate.policy.schedule(lives), candidate.outer.pins)
-        kinds.setdefault(kind, candidate)
-    chosen = sorted(kinds.values(), key=preference)[:_SIMULATED]
-    top = candidates[0].effective_tok_s if candidates else 0.0
-    near = [each for each in candidates if each.effective_tok_s >= _NEAR * top and each not in chosen]
-    near.sort(key=lambda each: (-round(each.effective_tok_s / top, 2), each.policy.num_groups))
-    return [*chosen, *near][: max(_SIMULATED, len(chosen))]
-
-
 def _played_longer(problem: Problem, best: Evaluated) -> Evaluated:
     """Simulate the winner with more passes than ranking did, and keep that."""
     layers, lives = problem.model.num_layers, problem.workload.passes
     passes = passes_within(layers, lives, best.placed.policy, FINAL_TASKS)
     prediction, simulation = simulate(best.placed, problem.hardware, passes)
     return replace(best, prediction=prediction, simulation=simulation)
-
-
-def _choose(tried: list[Evaluated]) -> Evaluated:
-    """Take the fastest; of ties, the smallest block."""
-    top = max(one.prediction.throughput_tok_s for one in tried)
-    ties = [one for one in tried if one.prediction.throughput_tok_s >= top * (1 - _TIE)]
-    return min(ties, key=lambda one: (one.placed.policy.block, -one.prediction.throughput_tok_s))
 
 
 def _assemble(request: Request, result: SearchResult, tried: list[Evaluated], best: Evaluated) -> Plan:
@@ -271,7 +179,7 @@ def _reason(candidate: Candidate, one: Evaluated | None, best: Evaluated) -> str
         behind = f"{100 * gap:.1f} % slower by the program" if gap > 5e-4 else "equal by the program"
         return f"{prefix}{behind}; not among those simulated"
     ratio = one.prediction.throughput_tok_s / best.prediction.throughput_tok_s
-    if ratio >= 1 - _TIE:
+    if ratio >= 1 - TIE:
         larger = one.placed.policy.block > best.placed.policy.block
         return f"{prefix}as fast, with a larger block" if larger else f"{prefix}as fast to within 0.1 %"
     busiest = max(one.prediction.busy, key=one.prediction.busy.__getitem__)

@@ -9,13 +9,15 @@ that helps.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from planner.blocks import Solver
 from planner.choices import group_sizes, one_group, unit_of
 from planner.evaluate import Evaluated, evaluate_block
+from planner.finalists import SIMULATED, simulated
 from planner.problem import Outer
+from planner.search import FAMILY_RANGE, SearchResult, search
 from simulator.simulate import Prediction
 
 #: Kinds of plans (bits, schedule, homes) that are fitted.
@@ -26,6 +28,32 @@ _STEPS = 4
 _NEARLY = 0.2
 #: A block that uses this much of the limit is not made larger.
 _FULL = 0.98
+#: A plan that takes less than this much of a limit is not held up by it.
+_LOOSE = 0.9
+
+
+def fitted_to(limit: float, result: SearchResult, tried: list[Evaluated]) -> list[Evaluated]:
+    """Fit blocks to a limit by simulation, unless the limit plainly does not bind the best that there is.
+
+    Near the least latency the program promises more of staggered admissions than they keep, and the search
+    has not pursued zig-zag then; so that is tried too. Gives everything that was simulated.
+    """
+    best = max(tried, key=lambda one: one.prediction.throughput_tok_s)
+    if best.prediction.latency_s <= _LOOSE * limit:
+        return []
+    problem, options = result.solver.problem, result.solver.options
+    solver = Solver(replace(problem, max_latency=None), options)
+    fitting = Fitting(solver, limit)
+    fitting.around(tried)
+    free = options.schedule == "auto" and options.pins.get("stagger") is None
+    if free and "zigzag" in problem.runtime.schedules and fitting.best < FAMILY_RANGE * result.bound_tok_s:
+        zigzag = search(problem, replace(options, schedule="zigzag"))
+        some = simulated(zigzag.solver, zigzag.candidates[:SIMULATED])
+        fitting.around(some)
+        fitting.found += some
+        solver.programs += zigzag.solver.programs
+    result.solver.programs += solver.programs
+    return fitting.found
 
 
 @dataclass
@@ -35,14 +63,12 @@ class Fitting:
     Attributes:
         solver: of the problem without the limit.
         limit: from admission to last token. [s]
-        fixed: names of variables that the user pinned.
         found: everything that was simulated.
         slope: of latency over the block, as far as it is known. [s]
     """
 
     solver: Solver
     limit: float
-    fixed: Collection[str]
     found: list[Evaluated] = field(default_factory=list)
     slope: float = 0.0
 
@@ -99,7 +125,7 @@ class Fitting:
             played[block] = seen.latency_s
             best = (seen.throughput_tok_s if seen.latency_s <= self.limit else 0.0, block)
         for aim in self._blocks(outer, block, played):
-            one = evaluate_block(self.solver, outer, aim, "fitted to the latency limit", self.fixed)
+            one = evaluate_block(self.solver, outer, aim, "fitted to the latency limit")
             if one is None:
                 break
             played[one.placed.policy.block] = one.prediction.latency_s
