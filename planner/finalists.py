@@ -26,9 +26,10 @@ def simulate_best(result: SearchResult) -> list[Evaluated]:
     for candidates in (promising, result.candidates, _smallest_blocks(solver)):
         tried = simulated(solver, candidates)
         if tried:
-            kept = keeping(solver.problem.max_latency, tried)
-            reached = max((one.prediction.throughput_tok_s for one in kept), default=0.0)
-            return tried + simulated(solver, one_sided(solver, choose(tried).candidate), reached)
+            best = choose(tried)
+            least = _NEAR * result.candidates[0].effective_tok_s
+            near = [one for one in one_sided(solver, best.candidate) if one.effective_tok_s >= least]
+            return tried + simulated(solver, near, best.prediction.throughput_tok_s)
     return []
 
 
@@ -36,16 +37,16 @@ def simulated(solver: Solver, candidates: Iterable[Candidate], reached: float = 
     """Lay out and simulate candidates, but for those that do not fit or cannot win.
 
     The program bounds the simulation; so who is slower by it than a simulated plan, ``reached`` [tok/s] or
-    one of these, does not even tie.
+    one of these, does not even tie. Under a limit of latency the slower ones may be all that keeps it.
     """
+    limited = solver.problem.max_latency is not None
     tried = []
     for candidate in candidates:
-        if candidate.lp_tok_s > reached * (1 - TIE):
+        if limited or candidate.lp_tok_s > reached * (1 - TIE):
             one = evaluate_candidate(solver, candidate)
             if one is not None:
                 tried.append(replace(one, found_as=candidate))
-                kept = keeping(solver.problem.max_latency, tried[-1:])
-                reached = max([reached, *(each.prediction.throughput_tok_s for each in kept)])
+                reached = max(reached, one.prediction.throughput_tok_s)
     return tried
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -81,3 +83,23 @@ def test_the_limit_is_used() -> None:
     assert found is not None
     assert found.predictions.latency_s >= 0.8 * limit
     assert found.predictions.throughput_tok_s >= 0.5 * fastest.predictions.throughput_tok_s
+
+
+def test_a_limit_that_is_nearly_too_tight() -> None:
+    """Slower candidates are kept for the case that the faster ones, played in full, miss the limit."""
+    halved = ("links.disk_read.bandwidth=x0.5", "links.h2d.pinned.bandwidth=x0.5")
+    problem = problem_of("t4-16", "opt-175b", sets=halved, prompt_len=512, gen_len=32)
+    found = make_plan(Request(replace(problem, max_latency=3600.0)))
+    assert found.predictions.latency_s <= 3600.0 * (1 + 1e-9)
+
+
+@settings(max_examples=8)
+@given(LIMITS.map(lambda limit: limit / 4))
+def test_the_quickest_plan_that_is_named_is_too_slow(limit: float) -> None:
+    """Where nothing keeps a limit, the time that is said to be the least is longer than it."""
+    problem = replace(problem_of("t4-16", "opt-6.7b", **LIMITED_WORK), max_latency=limit)
+    try:
+        make_plan(Request(problem))
+    except InfeasibleError as error:
+        named = re.search(r"quickest found takes (\S+) s", str(error))
+        assert named is None or float(named[1]) > limit * (1 - 1e-3)  # it has four digits
