@@ -140,9 +140,17 @@ def _implied(cell: Cell, reply: Answer, limit: float | None) -> Answer | None:
 
 
 def families(cells: Mapping[str, Cell]) -> list[dict[str, Cell]]:
-    """Group cells, by their keys, that differ in their limit of latency only."""
+    """Group cells, by their keys, that differ in their limit of latency only.
+
+    Families about the same work follow each other, so that a process still has what it computed for the last.
+    """
     grouped: dict[str, dict[str, Cell]] = {}
     for key, cell in cells.items():
         same = cell_key(cell.model_copy(update={"max_latency": None}))
         grouped.setdefault(same, {})[key] = cell
-    return list(grouped.values())
+    return sorted(grouped.values(), key=_work)
+
+
+def _work(family: Mapping[str, Cell]) -> tuple[str, ...]:
+    cell = next(iter(family.values()))
+    return cell.model.name, cell.runtime.name, cell.mix.name

@@ -138,6 +138,14 @@ def test_limits_are_one_family() -> None:
     ]
 
 
+def test_families_about_the_same_work_follow_each_other() -> None:
+    """However cells are ordered: models come one after the other, and none is lost."""
+    cells = [cell(machine, model) for machine in ("rtx-4090", "t4-16") for model in ("opt-1.3b", "opt-125m")]
+    found = [one for each in families({cell_key(one): one for one in cells}) for one in each.values()]
+    assert [one.model.name for one in found] == ["opt-1.3b", "opt-1.3b", "opt-125m", "opt-125m"]
+    assert [one.hardware.name for one in found] == ["rtx-4090", "t4-16"] * 2
+
+
 def test_a_fault_is_tried_again(tmp_path: Path) -> None:
     """An answer that failed for a fault has its row and no file; the next run computes it again."""
     cells, store = [cell()], Store(tmp_path)
