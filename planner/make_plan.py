@@ -58,7 +58,7 @@ def make_plan(request: Request) -> Plan:
         if limit is None or longer.prediction.latency_s <= limit * (1 + 1e-9):
             return _assemble(request, result, tried, longer)
         within = [one for one in within if one is not best]
-        tried = [longer if one is best else one for one in tried]
+        tried = [replace(longer, simulation=None) if one is best else one for one in tried]
     if tried:
         quickest = min(one.prediction.latency_s for one in tried)
         raise InfeasibleError(
