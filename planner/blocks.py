@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from planner.choices import Options, fits_queue, one_group, unit_of
+from planner.choices import Options, fits_queue, known_groups, unit_of
 from planner.problem import Outer, Problem, Solution
 from planner.program import Program
 from simulator.hardware import TIERS
@@ -127,11 +127,9 @@ def candidate_of(problem: Problem, outer: Outer, block: int, solution: Solution,
 def _blocks(solver: Solver, outer: Outer, relaxed_block: float | None) -> list[int]:
     """List the whole blocks to try for one group size."""
     unit = unit_of(solver.problem, outer)
-    groups = solver.options.pins.get("num_groups")
+    groups = known_groups(solver.problem, solver.options)
     if groups is not None:
         return [groups * outer.gpu_batch]
-    if one_group(solver.problem, solver.options):
-        return [outer.gpu_batch]
     if relaxed_block is None:
         return []
     low = max(1, math.floor(relaxed_block / unit + 1e-9)) * unit

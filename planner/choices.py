@@ -78,6 +78,11 @@ def one_group(problem: Problem, options: Options) -> bool:
     return options.schedule == "row" or set(problem.runtime.schedules) == {"row"}
 
 
+def known_groups(problem: Problem, options: Options) -> int | None:
+    """Give the number of groups where the search has no choice."""
+    return 1 if one_group(problem, options) else options.pins.get("num_groups")
+
+
 def _homes(runtime: Runtime, pins: Pins, shape: Shape) -> list[Pins]:
     """List where the engine may keep what it keeps on one tier, and whether the CPU attends, to all or none.
 
@@ -146,6 +151,11 @@ def group_sizes(problem: Problem, options: Options, root: Outer) -> tuple[int, .
     )
     spread = options.schedule == "diagonal" or pins.get("stagger") is not None
     return fitting or (sizes[:1] if spread or cohorts == 1 else ())
+
+
+def nearest_size(sizes: tuple[int, ...], aim: float) -> int:
+    """Give the group size that is nearest to an aim, as a ratio."""
+    return min(sizes, key=lambda size: abs(math.log(size / aim)))
 
 
 def fits_queue(problem: Problem, outer: Outer, block: int) -> bool:

@@ -7,13 +7,13 @@ it; a neighbour that is no faster by the program, which bounds the simulation, i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from planner.blocks import Solver
-from planner.choices import fits_queue, group_sizes, one_group, unit_of
+from planner.choices import fits_queue, group_sizes, known_groups, nearest_size, unit_of
 from planner.evaluate import Evaluated, evaluate_block
+from planner.finalists import keeping
 from planner.problem import Outer
 
 #: Neighbours of a plan: how much of its group size and of its block they have.
@@ -34,7 +34,6 @@ def climb(solver: Solver, tried: list[Evaluated], start: Evaluated) -> list[Eval
     Returns:
         Everything that was simulated on the way.
     """
-    limit = math.inf if solver.problem.max_latency is None else solver.problem.max_latency
     known = {(one.candidate.outer, one.placed.policy.block) for one in tried}
     found: list[Evaluated] = []
     best: Evaluated | None = start
@@ -47,11 +46,8 @@ def climb(solver: Solver, tried: list[Evaluated], start: Evaluated) -> list[Eval
                 one = evaluate_block(solver, outer, block, _WHY, above=reached * (1 + _PROMISE))
                 around += [one] if one is not None else []
         found += around
-        better = [
-            one
-            for one in around
-            if one.prediction.throughput_tok_s > reached * (1 + _GAIN) and one.prediction.latency_s <= limit
-        ]
+        kept = keeping(solver.problem.max_latency, around)
+        better = [one for one in kept if one.prediction.throughput_tok_s > reached * (1 + _GAIN)]
         best = max(better, key=lambda one: one.prediction.throughput_tok_s, default=None)
     return found
 
@@ -59,12 +55,11 @@ def climb(solver: Solver, tried: list[Evaluated], start: Evaluated) -> list[Eval
 def _neighbours(solver: Solver, one: Evaluated) -> Iterator[tuple[Outer, int]]:
     """List the group sizes and blocks next to a plan's."""
     problem, options, policy = solver.problem, solver.options, one.placed.policy
-    sizes = group_sizes(problem, options, one.candidate.outer)
+    sizes, groups = group_sizes(problem, options, one.candidate.outer), known_groups(problem, options)
     for of_size, of_block in _STEPS:
-        size = min(sizes, key=lambda size: abs(math.log(size / (policy.gpu_batch * of_size))))
+        size = nearest_size(sizes, policy.gpu_batch * of_size)
         outer = replace(one.candidate.outer, gpu_batch=size, smallest_batch=None)
         unit = unit_of(problem, outer)
-        groups = 1 if one_group(problem, options) else options.pins.get("num_groups")
         block = groups * size if groups is not None else max(1, round(policy.block * of_block / unit)) * unit
         if fits_queue(problem, outer, block):
             yield outer, block

@@ -115,14 +115,12 @@ def passes_within(num_layers: int, lives: int, policy: Policy, tasks: int) -> in
     return max(5, min(lives + 1, tasks // a_pass))
 
 
-def evaluate(
-    problem: Problem, candidate: Candidate, fixed: Collection[str] = (), tasks: int = RANKING_TASKS
-) -> Evaluated | None:
+def evaluate(problem: Problem, candidate: Candidate, fixed: Collection[str] = ()) -> Evaluated | None:
     """Lay out and simulate a candidate; None if its layout does not fit."""
     placed = fit(problem, candidate, fixed)
     if placed is None:
         return None
-    passes = passes_within(problem.model.num_layers, problem.workload.passes, placed.policy, tasks)
+    passes = passes_within(problem.model.num_layers, problem.workload.passes, placed.policy, RANKING_TASKS)
     prediction, _ = simulate(placed, problem.hardware, passes)
     return Evaluated(candidate, placed, prediction, candidate)
 

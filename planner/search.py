@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from planner.blocks import Candidate, Solver, best_block, best_queue_factor, small_block
-from planner.choices import Options, group_sizes, one_group, roots, unit_of
+from planner.choices import Options, group_sizes, known_groups, nearest_size, roots, unit_of
 from planner.problem import Outer, Problem
 
 #: A node is pursued only if its relaxation beats its family's best by more than this; by more, far behind.
@@ -111,7 +111,7 @@ def preference(candidate: Candidate) -> tuple[float, int, int]:
 
 def _known_block(solver: Solver, sizes: tuple[int, ...]) -> int | None:
     """Give the block if both its factors are known."""
-    groups = 1 if one_group(solver.problem, solver.options) else solver.options.pins.get("num_groups")
+    groups = known_groups(solver.problem, solver.options)
     return groups * sizes[0] if groups is not None and len(sizes) == 1 else None
 
 
@@ -129,7 +129,7 @@ def _beside(solver: Solver, found: dict[Outer, Candidate]) -> list[Candidate]:
         for outer, block in _neighbours(solver, leader, (0.5, 2, 4) if leader is top else (2,)):
             if outer not in found:
                 beside.append(best_block(solver, outer, float(block)))
-    if options.pins.get("num_groups") is None and not one_group(solver.problem, options):
+    if known_groups(solver.problem, options) is None:
         beside.append(small_block(solver, top))
     return [candidate for candidate in beside if candidate is not None]
 
@@ -140,13 +140,9 @@ def _neighbours(solver: Solver, leader: Candidate, factors: tuple[float, ...]) -
     sizes = group_sizes(solver.problem, solver.options, leader.outer)
     if prompts is not None and len(factors) > 1:
         factors = (*factors, policy.num_groups)  # a short queue may be one group
-    for size in dict.fromkeys(_nearest(sizes, policy.gpu_batch * factor) for factor in factors):
+    for size in dict.fromkeys(nearest_size(sizes, policy.gpu_batch * factor) for factor in factors):
         outer = replace(leader.outer, gpu_batch=size)
         unit = unit_of(solver.problem, outer)
         block = policy.block if prompts is not None else policy.block // unit * unit
         if block:
             yield outer, block
-
-
-def _nearest(sizes: tuple[int, ...], aim: float) -> int:
-    return min(sizes, key=lambda size: abs(math.log(size / aim)))

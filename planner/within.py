@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from planner.blocks import Solver
-from planner.choices import group_sizes, one_group, unit_of
+from planner.choices import group_sizes, known_groups, unit_of
 from planner.evaluate import Evaluated, evaluate_block
 from planner.finalists import SIMULATED, simulated
 from planner.problem import Outer
@@ -137,10 +137,10 @@ class Fitting:
     def _blocks(self, outer: Outer, block: int, played: dict[int, float]) -> Iterator[int]:
         """Say which block to play next, given the latencies of those that were."""
         unit = unit_of(self.solver.problem, outer)
-        fixed = self.solver.options.pins.get("num_groups")
-        if fixed is not None or one_group(self.solver.problem, self.solver.options):
+        groups = known_groups(self.solver.problem, self.solver.options)
+        if groups is not None:
             if not played:
-                yield outer.gpu_batch * (fixed or 1)
+                yield outer.gpu_batch * groups
             return
         prompts = self.solver.problem.workload.num_prompts
         most = prompts // unit if prompts is not None else sys.maxsize
