@@ -62,6 +62,8 @@ def draw(chart: Chart, path: Path) -> None:
     kinds = {"bars": _bars, "heatmap": _heatmap, "tornado": _tornado}
     with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is a box
+        # Names of columns that leave no room: the picture is drawn, with parts of them cut off.
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
         figure = Figure(figsize=(_WIDTH, _height(chart)), layout="constrained")
         axes = figure.subplots()
         axes.set_title(one_line(chart.title), loc="left", wrap=True)

@@ -168,3 +168,18 @@ def test_a_point_says_what_it_is() -> None:
     assert heat.words(heat.series[1], 1) == (
         "what is varied: two\nwhat comes out [s]: series 1\na colour [s]: nothing fits"
     )
+
+
+def test_names_that_leave_no_room_are_drawn(tmp_path: Path) -> None:
+    """A bar chart whose names are taller than the picture is drawn without a warning."""
+    names = ("", "long " * 60, "00")
+    chart = Chart(
+        key="drawn",
+        title="",
+        kind="bars",
+        x_label="",
+        y_label="",
+        series=(Series(name="s", x=names, y=(None, 1.0, 2.0)),),
+    )
+    draw(chart, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 0
